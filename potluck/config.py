@@ -1,0 +1,99 @@
+"""Frozen dataclasses from plain mappings: unknown keys are fatal, types are checked, errors name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from potluck.errors import SpecError
+
+T = TypeVar("T")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        SpecError: ``spec.not-found`` or ``spec.not-toml``, with the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError("spec.not-found", f"no spec file at {path}", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError("spec.not-toml", f"{path}: {error}", "write it as TOML (https://toml.io)") from None
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
+    """Builds a dataclass, nested ones too, from a mapping.
+
+    Raises:
+        SpecError: ``spec.unknown-key``, ``spec.missing-key``, ``spec.wrong-type`` or whatever the
+            dataclass itself refuses; the message names the dotted key.
+    """
+    assert dataclasses.is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in mapping:
+        if key not in fields:
+            allowed = ", ".join(sorted(fields))
+            raise SpecError("spec.unknown-key", f"unknown key {where}{key}", f"allowed here: {allowed}")
+    values = {k: _convert(hints[k], v, f"{where}{k}") for k, v in mapping.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise SpecError("spec.missing-key", f"{where}{name} is missing", f"add {where}{name}")
+    return cls(**values)
+
+
+def to_mapping(value: Any) -> Any:
+    """The inverse of `from_mapping`: plain dicts, lists and scalars, every default written out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, tuple | list):
+        return [to_mapping(item) for item in value]
+    if isinstance(value, Mapping):
+        return {k: to_mapping(v) for k, v in value.items()}
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise _wrong_type(where, "a table", value)
+        return from_mapping(hint, value, f"{where}.")
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(where, "a list", value)
+        return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        if value is None:
+            return None
+        return _convert(inner[0], value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise _wrong_type(where, f"{hint.__name__}", value)
+        return value
+    if origin is typing.Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise SpecError("spec.bad-value", f"{where} = {value!r}", f"allowed: {', '.join(map(str, allowed))}")
+        return value
+    supertype = getattr(hint, "__supertype__", None)
+    if supertype is not None:
+        return hint(_convert(supertype, value, where))
+    raise TypeError(f"{where}: no conversion for {hint}")
+
+
+def _wrong_type(where: str, wanted: str, value: Any) -> SpecError:
+    return SpecError("spec.wrong-type", f"{where} = {value!r} is not {wanted}", f"give {where} as {wanted}")

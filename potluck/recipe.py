@@ -1,0 +1,198 @@
+"""What a lineage is: its recipe, its segments, its profile. Digests of these name the work.
+
+Step t is 0-based; a head at t has done t steps; ranges are half-open. A row holds tokens 1..S+1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from potluck.config import from_mapping, to_mapping
+from potluck.errors import SpecError
+from potluck.ids import Digest, LineageId, canonical_json, digest_json
+from potluck.lm.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; SmallTalk's betas and decay (2410.03529, section 3) are the defaults."""
+
+    name: Literal["adamw"] = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise SpecError("spec.bad-value", f"optimizer.{name} = {getattr(self, name)}", "allowed: [0, 1)")
+        if self.grad_clip <= 0 or self.epsilon <= 0 or self.weight_decay < 0:
+            raise SpecError("spec.bad-value", f"optimizer {self}", "grad_clip, epsilon > 0; weight_decay >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then constant or cosine down to `final_fraction` of the peak."""
+
+    kind: Literal["constant", "cosine"]
+    learning_rate: float
+    warmup_steps: int
+    total_steps: int
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.total_steps < 1 or not 0 <= self.warmup_steps <= self.total_steps:
+            raise SpecError("spec.bad-value", f"schedule {self}", "learning_rate > 0, 0 <= warmup <= total, total >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How the arithmetic is done: fixed at a lineage's first step. Equal profile, equal bits."""
+
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise SpecError("spec.bad-value", f"profile.threads = {self.threads}", "give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One model being trained. Its id is the digest of all this; equal recipes are one lineage."""
+
+    role: Literal["router", "expert", "dense", "random_split"]
+    index: int
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    batch_size: int
+    """Rows a step."""
+    columns: int
+    """Tokens of a row that are read: M for a router (targets 2..M), S+1 for an expert."""
+    init_seed: int
+    data_rule: str
+    """Canonical JSON of the rule that makes the segments, digests of its inputs included."""
+    commit_every: int
+    """Steps between commits, segment ends aside."""
+
+    @property
+    def id(self) -> LineageId:
+        return LineageId(digest_json({"recipe": to_mapping(self)}))
+
+    def to_json(self) -> str:
+        return canonical_json(to_mapping(self))
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        return from_mapping(Recipe, json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Rows at positions [start, ...) of the keyed permutation, in order."""
+
+    kind: Literal["stream"] = "stream"
+    tokens: Digest
+    """Digest of the tokens manifest."""
+    key: int
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomShare:
+    """Share `share` of a random equal split of positions [start, start+count), in stream order."""
+
+    kind: Literal["random_share"] = "random_share"
+    tokens: Digest
+    key: int
+    start: int
+    count: int
+    shares: int
+    share: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assigned:
+    """The rows of positions [start, start+count) that an assignment gives to `share`, in stream order.
+
+    The assignment blob holds one little-endian uint16 per position: the expert's index.
+    """
+
+    kind: Literal["assigned"] = "assigned"
+    tokens: Digest
+    key: int
+    start: int
+    count: int
+    assignment: Digest
+    share: int
+
+
+SegmentData = Stream | RandomShare | Assigned
+_SEGMENT_KINDS: dict[str, type[Stream] | type[RandomShare] | type[Assigned]] = {
+    "stream": Stream,
+    "random_share": RandomShare,
+    "assigned": Assigned,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Steps [start_step, end_step) of a lineage, and the rows they read.
+
+    Step t of the segment reads rows [(t - start_step) * B, (t - start_step + 1) * B) of its data.
+    """
+
+    index: int
+    start_step: int
+    end_step: int
+    data: SegmentData
+    mixture_version: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_step < self.end_step:
+            raise SpecError("spec.bad-value", f"segment [{self.start_step}, {self.end_step})", "give start < end")
+
+    @property
+    def digest(self) -> Digest:
+        return digest_json(to_mapping(self))
+
+    def to_json(self) -> str:
+        return canonical_json(to_mapping(self))
+
+    @staticmethod
+    def from_json(text: str) -> Segment:
+        raw = json.loads(text)
+        data = raw.pop("data")
+        kind = _SEGMENT_KINDS[data["kind"]]
+        head = {k: raw[k] for k in ("index", "start_step", "end_step", "mixture_version")}
+        return Segment(data=from_mapping(kind, data), **head)
+
+
+def commit_interval(*, num_parameters: int, batch_size: int, targets_per_row: int, total_steps: int, bytes_per_token: float) -> int:
+    """Steps between commits: weights and two moments are 12 bytes a parameter.
+
+    ceil(12 P / (bytes_per_token * B * S)), clamped to T/32 .. T/4.
+    """
+    exact = -(-12 * num_parameters // max(1, int(bytes_per_token * batch_size * targets_per_row)))
+    low, high = max(1, total_steps // 32), max(1, total_steps // 4)
+    return min(max(exact, low), high)
+
+
+def next_commit(*, step: int, commit_every: int, segments: tuple[Segment, ...]) -> int:
+    """The next step after `step` on the commit grid: multiples of `commit_every` and segment ends.
+
+    Raises:
+        ValueError: no segment reaches beyond `step`.
+    """
+    ends = [s.end_step for s in segments if s.end_step > step]
+    if not ends:
+        raise ValueError(f"no segment beyond step {step}")
+    return min(min(ends), (step // commit_every + 1) * commit_every)
