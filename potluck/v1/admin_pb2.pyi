@@ -321,6 +321,7 @@ class NodeInfo(google.protobuf.message.Message):
     RSS_BYTES_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     TOKENS_TOTAL_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
     node: builtins.str
     name: builtins.str
     role: builtins.str
@@ -340,6 +341,8 @@ class NodeInfo(google.protobuf.message.Message):
     rss_bytes: builtins.int
     version: builtins.str
     tokens_total: builtins.int
+    address: builtins.str
+    """routers only: host:port clients and nodes can dial"""
     def __init__(
         self,
         *,
@@ -360,8 +363,9 @@ class NodeInfo(google.protobuf.message.Message):
         rss_bytes: builtins.int = ...,
         version: builtins.str = ...,
         tokens_total: builtins.int = ...,
+        address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["activity", b"activity", "cores", b"cores", "fraction", b"fraction", "hostname", b"hostname", "label", b"label", "loss", b"loss", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "role", b"role", "rss_bytes", b"rss_bytes", "silent_ms", b"silent_ms", "state", b"state", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activity", b"activity", "address", b"address", "cores", b"cores", "fraction", b"fraction", "hostname", b"hostname", "label", b"label", "loss", b"loss", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "role", b"role", "rss_bytes", b"rss_bytes", "silent_ms", b"silent_ms", "state", b"state", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total", "version", b"version"]) -> None: ...
 
 Global___NodeInfo: typing_extensions.TypeAlias = NodeInfo
 
