@@ -62,6 +62,8 @@ class RunSubmitted:
     request_id: str
     run: RunId
     spec_json: str
+    corpus_json: str
+    """Canonical JSON of `coordinator.plans.base.CorpusFacts`: what a plan must know of the corpus."""
     name: str
     priority: int
 
@@ -146,6 +148,16 @@ class TaskCompleted:
     figures: Figures
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrainRequested:
+    """No more grants until the next `CoordinatorResumed`; nodes are told to finish what they hold.
+
+    Durable, for it changes how later requests are answered, and a replay must answer alike.
+    """
+
+    now_ms: int
+
+
 DurableEvent = (
     CoordinatorResumed
     | InviteIssued
@@ -159,6 +171,7 @@ DurableEvent = (
     | LeaseLapsed
     | CheckpointCommitted
     | TaskCompleted
+    | DrainRequested
 )
 
 
@@ -218,15 +231,6 @@ class ServingReported:
     slots: tuple[ServingReport, ...] = field(default=())
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrainRequested:
-    """No more grants; nodes are told to finish what they hold."""
-
-    now_ms: int
-
-
-EphemeralEvent = (
-    TimePassed | SessionOpened | SessionClosed | HeartbeatReceived | LeaseRenewed | ServingReported | DrainRequested
-)
+EphemeralEvent = TimePassed | SessionOpened | SessionClosed | HeartbeatReceived | LeaseRenewed | ServingReported
 
 Event = DurableEvent | EphemeralEvent

@@ -1,0 +1,28 @@
+"""The core's numbers, each with its reason. All times are milliseconds of a monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreSettings:
+    lease_ms: int = 30_000
+    """Term of a lease; every renewal and every heartbeat that carries its fence starts it anew."""
+    renew_ms: int = 10_000
+    """When a node renews: three tries before the term is over."""
+    heartbeat_ms: int = 1_000
+    suspect_ms: int = 5_000
+    """Silence after which a node's work may be granted anew; commits are compare-and-set, so being wrong is cheap."""
+    yield_grace_ms: int = 1_000
+    """A training is not interrupted for work younger than this: an idle node that was woken is there sooner."""
+    overdue_ms: int = 60_000
+    """Ordinary tasks (rank 1) that waited this long go as if they held lineages up."""
+    wake_again_ms: int = 2_000
+    """A wake-up may be lost; it is repeated this often while there is work for an idle node."""
+    max_failures: int = 3
+    """Attempts at one piece of work that may end in an error before its runs fail."""
+    serve_replicas: int = 2
+    """Nodes that serve each published slot, if there are as many."""
+    max_served_runs: int = 4
+    """Only the newest runs with published slots are served: memory of nodes is bounded."""

@@ -1,0 +1,287 @@
+"""What the coordinator knows: a durable half that a replay rebuilds, and an ephemeral half that it forgets.
+
+Durable handlers may write both halves but decide by the durable one and their event alone; ephemeral
+handlers write only the ephemeral half. Dicts keep insertion order, and ties break by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.core.effects import Answer
+from coordinator.core.events import HeartbeatReceived, SessionOpened
+from coordinator.core.settings import CoreSettings
+from coordinator.core.values import (
+    Failed,
+    Figures,
+    Finished,
+    LineageWanted,
+    Publication,
+    Running,
+    ServingReport,
+    TaskResult,
+    TaskWanted,
+)
+from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, NodeId, RunId, TaskId, canonical_json, digest_bytes
+
+NO_FENCE = Fence(0)
+
+# --- durable ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invite:
+    role: str
+    expires_unix_ms: int
+    spent_by: NodeId | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerFacts:
+    node: NodeId
+    role: str
+    name: str
+    curve_public_key: str
+    revoked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """What a node said when it last asked for work."""
+
+    boot_id: str
+    past_boots: tuple[str, ...]
+    """A few earlier process starts, so that a delayed request of a dead process is known as such."""
+    free_memory_bytes: int
+    held: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The last answer of one verb, repeated to whoever asks the same again."""
+
+    request_id: int
+    fingerprint: str
+    answer: Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLease:
+    fence: Fence
+    node: NodeId
+    run: RunId
+    """The run whose share of the nodes this lease counts against."""
+    lineage: LineageId
+    target_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLease:
+    fence: Fence
+    node: NodeId
+    run: RunId
+    task: TaskId
+
+
+Lease = TrainLease | TaskLease
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFailure:
+    fence: Fence
+    node: NodeId
+    error_id: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """One link of a chain: steps [start_step, end_step) done by `node` under `fence`."""
+
+    start_step: int
+    end_step: int
+    parent: Digest
+    checkpoint: Digest
+    weights: Digest
+    optimizer: Digest
+    node: NodeId
+    fence: Fence
+    figures: Figures
+
+
+@dataclass(kw_only=True)
+class Lineage:
+    wanted: LineageWanted
+    ready_ms: int
+    """Since when it waits for a node, while it does."""
+    runs: dict[RunId, None] = field(default_factory=dict)
+    """Running runs that want it."""
+    commits: list[CommitRecord] = field(default_factory=list)
+    lease: Fence = NO_FENCE
+    failures: list[WorkFailure] = field(default_factory=list)
+
+    @property
+    def head_step(self) -> int:
+        return self.commits[-1].end_step if self.commits else 0
+
+    @property
+    def head(self) -> Digest:
+        return self.commits[-1].checkpoint if self.commits else NO_DIGEST
+
+    @property
+    def remaining_flops(self) -> float:
+        return (self.wanted.total_steps - self.head_step) * self.wanted.flops_per_step
+
+
+@dataclass(kw_only=True)
+class Task:
+    wanted: TaskWanted
+    ready_ms: int
+    runs: dict[RunId, None] = field(default_factory=dict)
+    """Runs that want it or need its result."""
+    result: TaskResult | None = None
+    result_digest: Digest = NO_DIGEST
+    num_divergent: int = 0
+    lease: Fence = NO_FENCE
+    failures: list[WorkFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageLedger:
+    """What is left of a lineage when its run has finished."""
+
+    lineage: LineageId
+    label: str
+    role: str
+    total_steps: int
+    commits: tuple[CommitRecord, ...]
+    """Without figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    pass
+
+
+RunStatus = Running | Finished | Failed | Cancelled
+
+
+@dataclass(kw_only=True)
+class Run:
+    run: RunId
+    name: str
+    priority: int
+    spec_json: str
+    corpus_json: str
+    created_unix_ms: int
+    request_id: str
+    """Of the submission answered last, with that answer: a retry hears the same."""
+    accepted_as: str
+    status: RunStatus = field(default_factory=Running)
+    stage: str = ""
+    lineages: dict[LineageId, None] = field(default_factory=dict)
+    tasks: dict[TaskId, None] = field(default_factory=dict)
+    """All its tasks, done ones too."""
+    open_tasks: dict[TaskId, None] = field(default_factory=dict)
+    """Those of them without a result."""
+    num_tasks_done: int = 0
+    published: dict[str, Publication] = field(default_factory=dict)
+    serving_json: str = ""
+    view_version: int = 0
+    """Counts changes of what is published."""
+    ledger: tuple[LineageLedger, ...] = ()
+    """Filled when it finishes."""
+
+
+@dataclass(kw_only=True)
+class DurableState:
+    boot_id: str = ""
+    next_fence: int = 1
+    draining: bool = False
+    invites: dict[Digest, Invite] = field(default_factory=dict)
+    peers: dict[NodeId, PeerFacts] = field(default_factory=dict)
+    nodes: dict[NodeId, NodeFacts] = field(default_factory=dict)
+    requests: dict[NodeId, dict[str, Kept]] = field(default_factory=dict)
+    runs: dict[RunId, Run] = field(default_factory=dict)
+    lineages: dict[LineageId, Lineage] = field(default_factory=dict)
+    tasks: dict[TaskId, Task] = field(default_factory=dict)
+    leases: dict[Fence, Lease] = field(default_factory=dict)
+
+    def is_revoked(self, node: NodeId) -> bool:
+        peer = self.peers.get(node)
+        return peer is not None and peer.revoked
+
+    def leases_of(self, node: NodeId) -> list[Lease]:
+        return [lease for lease in self.leases.values() if lease.node == node]
+
+    def running(self) -> list[Run]:
+        return [run for run in self.runs.values() if isinstance(run.status, Running)]
+
+    def holder(self, lease: Lease) -> Lineage | Task | None:
+        """The work a lease names, if it is still there."""
+        if isinstance(lease, TrainLease):
+            return self.lineages.get(lease.lineage)
+        return self.tasks.get(lease.task)
+
+
+# --- ephemeral -------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Session:
+    opened: SessionOpened
+    num_open: int
+    """Streams of this process: a new one may come before the end of the old one is noticed."""
+
+
+@dataclass(kw_only=True)
+class EphemeralState:
+    now_ms: int = 0
+    sessions: dict[NodeId, Session] = field(default_factory=dict)
+    last_heard_ms: dict[NodeId, int] = field(default_factory=dict)
+    suspects: dict[NodeId, str] = field(default_factory=dict)
+    """Node -> why."""
+    heartbeats: dict[NodeId, HeartbeatReceived] = field(default_factory=dict)
+    deadlines_ms: dict[Fence, int] = field(default_factory=dict)
+    lapses_asked: dict[Fence, None] = field(default_factory=dict)
+    """Leases whose lapse was noticed and is on its way into the journal."""
+    former: dict[Fence, Lease] = field(default_factory=dict)
+    """Leases that ended lately: their holders may not know."""
+    idle: dict[NodeId, int] = field(default_factory=dict)
+    """Nodes told that there is nothing to do -> when they were last woken since."""
+    router_addresses: dict[NodeId, str] = field(default_factory=dict)
+    serving: dict[NodeId, tuple[ServingReport, ...]] = field(default_factory=dict)
+    assigned: dict[NodeId, dict[tuple[RunId, str], None]] = field(default_factory=dict)
+    sent_serve: dict[NodeId, str] = field(default_factory=dict)
+    sent_routers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
+    sent_views: dict[NodeId, dict[RunId, int]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class State:
+    settings: CoreSettings
+    durable: DurableState = field(default_factory=DurableState)
+    ephemeral: EphemeralState = field(default_factory=EphemeralState)
+
+
+def durable_json(durable: DurableState) -> str:
+    """The durable half as text, insertion order included: equal text, equal future."""
+    return canonical_json(_plain(durable))
+
+
+def durable_digest(durable: DurableState) -> Digest:
+    return digest_bytes(durable_json(durable).encode())
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return [[key, _plain(item)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
