@@ -1,0 +1,145 @@
+"""The decoder: RMSNorm (1910.07467), rotary positions (2104.09864), SwiGLU (2002.05202), tied embeddings.
+
+Linear layers have no bias. Queries, keys and values are one product, SwiGLU's two inner layers too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potluck.errors import DataError
+from potluck.lm.config import ModelConfig
+
+ROTARY_BASE = 10_000.0
+NORM_EPSILON = 1e-6
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        h, f = config.hidden, config.ffn
+        self.heads = config.heads
+        self.attention_norm = nn.Parameter(torch.ones(h))
+        self.qkv = nn.Parameter(torch.empty(3 * h, h))
+        self.out = nn.Parameter(torch.empty(h, h))
+        self.ffn_norm = nn.Parameter(torch.ones(h))
+        self.gate_up = nn.Parameter(torch.empty(2 * f, h))
+        self.down = nn.Parameter(torch.empty(h, f))
+
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """Args: x [batch, T, hidden]; rotary [T, head_dim / 2] complex. Returns [batch, T, hidden]."""
+        b, t, h = x.shape
+        qkv = F.linear(rms_norm(x, self.attention_norm), self.qkv)
+        q, k, v = qkv.view(b, t, 3, self.heads, h // self.heads).unbind(2)
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, h), self.out)
+        gate, up = F.linear(rms_norm(x, self.ffn_norm), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+class Decoder(nn.Module):
+    """A language model without its output layer, which is the embedding again."""
+
+    rotary: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Builds the modules; the weights are uninitialised until `init_decoder` or `load_decoder` fills them."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.hidden, _weight=torch.empty(config.vocab, config.hidden))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.Parameter(torch.ones(config.hidden))
+        self.register_buffer("rotary", rotary_table(config), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Args: ids [batch, T] long, T <= context. Returns [batch, T, hidden], after the final norm."""
+        x = self.embedding(ids)
+        rotary = self.rotary[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, rotary)
+        return rms_norm(x, self.norm)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, NORM_EPSILON)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turns neighbouring pairs of features by their position's angle.
+
+    Args:
+        x: [batch, T, heads, head_dim].
+        rotary: [T, head_dim / 2] complex, of unit length.
+    """
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary.unsqueeze(1)).flatten(-2).to(x.dtype)
+
+
+def rotary_table(config: ModelConfig) -> Tensor:
+    """[context, head_dim / 2] complex64: exp(i position base^(-2 j / head_dim)), angles taken in float64."""
+    head_dim = config.hidden // config.heads
+    frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def init_decoder(config: ModelConfig, *, seed: int) -> Decoder:
+    """A fresh decoder; equal config and seed give equal bits.
+
+    Normal with deviation 1/sqrt(fan-in), the two layers that write to the residual stream divided by
+    sqrt(2 L) more (GPT-2); embeddings with deviation 1/sqrt(hidden); norms are ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = Decoder(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() < 2:
+                continue
+            deviation = weight.shape[1] ** -0.5
+            if name.endswith((".out", ".down")):
+                deviation *= (2 * config.layers) ** -0.5
+            weight.normal_(0.0, deviation, generator=generator)
+    return model
+
+
+def load_decoder(config: ModelConfig, weights: Path, *, dtype: str = "float32") -> Decoder:
+    """A decoder for inference from a checkpoint's weights, in `dtype`: float32 or bfloat16.
+
+    Raises:
+        DataError: ``data.wrong-weights``, the file is not a checkpoint of this config.
+    """
+    model = Decoder(config)
+    load_weights(model, weights)
+    for parameter in model.parameters():  # not the rotary table, which stays exact
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model.eval()
+
+
+def load_weights(model: Decoder, weights: Path) -> None:
+    """Copies a safetensors file into a model.
+
+    The bytes are copied to the model's own, aligned memory: products of unaligned memory may round
+    otherwise than those of aligned memory.
+
+    Raises:
+        DataError: ``data.wrong-weights``, names or shapes differ.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[:4]
+        fix = "use the config of the recipe that made this checkpoint"
+        raise DataError("data.wrong-weights", f"{weights} does not hold {model.config}: {odd} differ", fix)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
