@@ -1,0 +1,100 @@
+"""What a node holds: leases it was given, and finished work that waits for the coordinator's answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from potluck.config import from_mapping
+from potluck.ids import Digest, Fence, Json, LineageId, TaskId
+from potluck.recipe import Profile, Recipe, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLease:
+    fence: Fence
+    term_ms: int
+    lineage: LineageId
+    recipe_json: str
+    segments_json: str
+    """JSON list of all segments so far, in order."""
+    profile_json: str
+    head_step: int
+    head: Digest
+    """The checkpoint manifest to continue from; `NO_DIGEST` at step 0."""
+    weights: Digest
+    optimizer: Digest
+    target_step: int
+    label: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.from_json(self.recipe_json)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return parse_segments(self.segments_json)
+
+    @property
+    def profile(self) -> Profile:
+        return parse_profile(self.profile_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLease:
+    fence: Fence
+    term_ms: int
+    task: TaskId
+    kind: str
+    params_json: str
+    inputs: tuple[tuple[str, Digest], ...]
+    label: str
+
+
+Lease = TrainLease | TaskLease
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedCommit:
+    """A checkpoint on this node's disk: steps [start_step, end_step) on top of `parent`."""
+
+    entry: int
+    """Names it in the outbox; grows."""
+    fence: Fence
+    lineage: LineageId
+    parent: Digest
+    start_step: int
+    end_step: int
+    child: Digest
+    weights: Digest
+    optimizer: Digest
+    figures: Mapping[str, Json]
+    files: tuple[tuple[Digest, str], ...]
+    """Digest and file name inside the entry's folder, of all three blobs."""
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTask:
+    entry: int
+    fence: Fence
+    task: TaskId
+    blobs: tuple[tuple[str, Digest], ...]
+    """Output name and digest."""
+    figures: Mapping[str, Json]
+    files: tuple[tuple[Digest, str], ...]
+    plane: str = "scores"
+    label: str = ""
+
+
+Finished = FinishedCommit | FinishedTask
+
+
+def parse_segments(text: str) -> tuple[Segment, ...]:
+    """Segments of a lease: a JSON list of objects."""
+    return tuple(Segment.from_json(json.dumps(raw)) for raw in json.loads(text))
+
+
+def parse_profile(text: str) -> Profile:
+    return from_mapping(Profile, json.loads(text))
