@@ -141,7 +141,7 @@ class Machine:
                 if self._answered("return", event.request_id) and isinstance(self.work, Returning):
                     self.work, self._woken = Idle(), True
             case on.LeaseLost():
-                return self._lost(event)
+                return self._lose(event.reason) if event.fence == self.fence else []
             case on.RequestFailed():
                 return self._repeat(event)
             case _:
@@ -265,20 +265,23 @@ class Machine:
         if isinstance(event, on.DeliveryFailed):
             return self._drop_undeliverable(entry, event)
         if isinstance(entry, FinishedTask):
-            self._forget_lease(entry)
-            return self._drop([entry], "" if event.accepted else event.reason)
+            # A task's lease ends with the answer to its result, whatever that is.
+            effects = self._end_lease(entry, event.reason)
+            return effects + self._drop([entry], "" if event.accepted else event.reason)
         if event.accepted:
             effects = self._drop([entry], "")
             if isinstance(event, on.CommitAnswered) and event.yield_lease:
-                effects += self._stop_if(entry, message="yielded to another lineage")
+                # The lease ended with this answer: somebody else's turn, or its target is reached.
+                effects += self._end_lease(entry, "yielded")
             return effects
         rest: list[Finished] = [e for e in self.outbox if isinstance(e, FinishedCommit) and e.lineage == entry.lineage]
         return self._drop(rest, event.reason) + self._stop_if(entry, message=event.reason)
 
-    def _forget_lease(self, entry: FinishedTask) -> None:
-        """A task's lease ends with the answer to its result, whatever that is."""
-        if isinstance(self.work, Stopping | Finishing) and _same_work(self.work.lease, entry):
-            self.work = replace(self.work, held=False)
+    def _end_lease(self, entry: Finished, message: str) -> list[do.Effect]:
+        """The coordinator holds nothing for us any more under the lease that `entry` came of."""
+        if isinstance(self.work, Idle | Returning) or not _same_work(self.work.lease, entry):
+            return []
+        return self._lose(message)
 
     def _drop_undeliverable(self, entry: Finished, event: on.DeliveryFailed) -> list[do.Effect]:
         """The store or the coordinator will never take this: say so with the lease."""
@@ -289,13 +292,11 @@ class Machine:
             return effects
         return effects + self._stop_if(entry, error_id=event.error_id, message=event.message)
 
-    def _lost(self, event: on.LeaseLost) -> list[do.Effect]:
-        if event.fence != self.fence:
-            return []
+    def _lose(self, message: str) -> list[do.Effect]:
         if isinstance(self.work, Stopping | Finishing):
             self.work = replace(self.work, held=False)
             return []
-        return self._stop(held=False, message=event.reason)
+        return self._stop(held=False, message=message)
 
     def _repeat(self, event: on.RequestFailed) -> list[do.Effect]:
         if not self._is_open(event.verb, event.request_id):
