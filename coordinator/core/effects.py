@@ -194,7 +194,5 @@ class NoteDivergence:
     node: NodeId
 
 
-Effect = (
-    Reply | Wake | Revoke | SendDrain | SendRouters | SendServe | SendView | AdvancePlan | Record | NoteDivergence
-)
+Effect = Reply | Wake | Revoke | SendDrain | SendRouters | SendServe | SendView | AdvancePlan | Record | NoteDivergence
 Push = Wake | Revoke | SendDrain | SendRouters | SendServe | SendView

@@ -188,6 +188,10 @@ class Run:
     open_tasks: dict[TaskId, None] = field(default_factory=dict)
     """Those of them without a result."""
     num_tasks_done: int = 0
+    weighted_flops: float = 0.0
+    """FLOPs of training done for it, over its weight: what sharing nodes among runs goes by."""
+    plan_digest: Digest = NO_DIGEST
+    """Of what its plan wanted last."""
     published: dict[str, Publication] = field(default_factory=dict)
     serving_json: str = ""
     view_version: int = 0
@@ -258,6 +262,23 @@ class EphemeralState:
     sent_serve: dict[NodeId, str] = field(default_factory=dict)
     sent_routers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     sent_views: dict[NodeId, dict[RunId, int]] = field(default_factory=dict)
+
+    def forget_node(self, node: NodeId) -> None:
+        """Drops all that was known of a node's process."""
+        for table in (
+            self.sessions,
+            self.last_heard_ms,
+            self.suspects,
+            self.heartbeats,
+            self.idle,
+            self.router_addresses,
+            self.serving,
+            self.assigned,
+            self.sent_serve,
+            self.sent_routers,
+            self.sent_views,
+        ):
+            table.pop(node, None)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,115 @@
+"""Who serves what, and what routers must know of it. Ephemeral and sticky; sent only where it changed."""
+
+from __future__ import annotations
+
+import json
+
+from coordinator.core.effects import Effect, SendRouters, SendServe, SendView, ServeSlot
+from coordinator.core.liveness import is_live
+from coordinator.core.state import Cancelled, EphemeralState, Run, State
+from coordinator.core.values import Failed
+from potluck.config import to_mapping
+from potluck.ids import NodeId, RunId, canonical_json
+
+Slot = tuple[RunId, str]
+
+
+def refresh_serving(state: State) -> list[Effect]:
+    """Assigns published slots to live nodes and says so to whoever has not heard it."""
+    served = served_runs(state)
+    nodes = _live(state, "node")
+    _assign(state, nodes, [(run.run, slot) for run in served for slot in run.published])
+    effects: list[Effect] = []
+    for node in nodes:
+        effects += _serve_push(state, node)
+        effects += _routers_push(state.ephemeral, node)
+    for router in _live(state, "router"):
+        effects += _view_pushes(state.ephemeral, router, served)
+    return effects
+
+
+def served_runs(state: State) -> list[Run]:
+    """The newest runs with something published; cancelled and failed ones are not served."""
+    runs = [run for run in state.durable.runs.values() if run.published and run.serving_json]
+    return [run for run in runs if not isinstance(run.status, Cancelled | Failed)][-state.settings.max_served_runs :]
+
+
+def view_json(run: Run) -> str:
+    """Canonical JSON of the whole view of a run: what the plan said, and which weights are in which slot."""
+    slots = {slot: publication.weights for slot, publication in run.published.items()}
+    return canonical_json({**json.loads(run.serving_json), "run": run.run, "name": run.name, "slots": slots})
+
+
+def _live(state: State, role: str) -> list[NodeId]:
+    sessions = state.ephemeral.sessions
+    return [node for node, session in sessions.items() if session.opened.role == role and is_live(state, node)]
+
+
+def _assign(state: State, nodes: list[NodeId], slots: list[Slot]) -> None:
+    """Keeps what stands, fills what lacks replicas, then moves spare replicas to nodes with fewer."""
+    ephemeral = state.ephemeral
+    wanted = set(slots)
+    kept = {node: ephemeral.assigned.get(node, {}) for node in nodes}
+    assigned: dict[NodeId, dict[Slot, None]] = {
+        node: {slot: None for slot in held if slot in wanted} for node, held in kept.items()
+    }
+    ephemeral.assigned = assigned
+    if not nodes:
+        return
+    num_replicas = min(state.settings.serve_replicas, len(nodes))
+    for slot in slots:
+        while sum(slot in held for held in assigned.values()) < num_replicas:
+            free = [node for node in nodes if slot not in assigned[node]]
+            assigned[min(free, key=lambda node: len(assigned[node]))][slot] = None
+    if num_replicas > 1:
+        _even_out(assigned)
+
+
+def _even_out(assigned: dict[NodeId, dict[Slot, None]]) -> None:
+    """A moved slot has another replica, so it stays in service while its new node loads it."""
+    while True:
+        most = max(assigned, key=lambda node: len(assigned[node]))
+        least = min(assigned, key=lambda node: len(assigned[node]))
+        if len(assigned[most]) - len(assigned[least]) < 2:
+            return
+        slot = next(slot for slot in assigned[most] if slot not in assigned[least])
+        del assigned[most][slot]
+        assigned[least][slot] = None
+
+
+def _serve_push(state: State, node: NodeId) -> list[Effect]:
+    slots: list[ServeSlot] = []
+    for run_id, slot in state.ephemeral.assigned[node]:
+        publication = state.durable.runs[run_id].published[slot]
+        slots.append(
+            ServeSlot(
+                run=run_id,
+                slot=slot,
+                weights=publication.weights,
+                tokenizer=publication.tokenizer,
+                model_json=publication.model_json,
+            )
+        )
+    mark = canonical_json([to_mapping(slot) for slot in slots])
+    if state.ephemeral.sent_serve.get(node) == mark:
+        return []
+    state.ephemeral.sent_serve[node] = mark
+    return [SendServe(node=node, slots=tuple(slots))]
+
+
+def _routers_push(ephemeral: EphemeralState, node: NodeId) -> list[Effect]:
+    addresses = tuple(sorted(set(ephemeral.router_addresses.values())))
+    if ephemeral.sent_routers.get(node, ()) == addresses:
+        return []
+    ephemeral.sent_routers[node] = addresses
+    return [SendRouters(node=node, addresses=addresses)]
+
+
+def _view_pushes(ephemeral: EphemeralState, router: NodeId, served: list[Run]) -> list[Effect]:
+    sent = ephemeral.sent_views.setdefault(router, {})
+    effects: list[Effect] = []
+    for run in served:
+        if sent.get(run.run) != run.view_version:
+            sent[run.run] = run.view_version
+            effects.append(SendView(node=router, run=run.run, version=run.view_version, view_json=view_json(run)))
+    return effects
