@@ -1,0 +1,86 @@
+"""Batches as a pure function of (segment, batch size, step): a second lease repeats the first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import numpy as np
+
+from potluck.errors import DataError, InvariantViolation
+from potluck.recipe import Assigned, RandomShare, Segment, SegmentData, Stream
+from sampling.permute import permute
+from sampling.rows import TokenRows, rows_at, stream_rows
+from sampling.taskio import BlobReader, load_array
+
+
+class SegmentReader:
+    """The train rows of one segment, batch by batch.
+
+    Args:
+        segment: steps [start_step, end_step) and where their rows come from.
+        batch_size: rows a step.
+        columns: leading tokens of a row to read: M for a router, S+1 for an expert.
+        blobs: holds the tokens manifest, its arrays, and the assignment.
+        manifest: the parsed tokens manifest, if the caller has it already.
+
+    Raises:
+        InvariantViolation: ``bug.segment-too-long``, the steps need more rows than the data has.
+        DataError: ``data.bad-assignment``, the assignment's length is not the segment's.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        batch_size: int,
+        columns: int,
+        blobs: BlobReader,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        if manifest is None:
+            manifest = json.loads(blobs.path(segment.data.tokens).read_text(encoding="utf-8"))
+        assert manifest is not None
+        self._rows = TokenRows(manifest, blobs, "train")
+        self._segment = segment
+        self._batch_size = batch_size
+        self._columns = columns
+        needed = (segment.end_step - segment.start_step) * batch_size
+        self._chosen = chosen_positions(segment.data, blobs)
+        self.num_rows = needed if self._chosen is None else len(self._chosen)
+        if self.num_rows < needed:
+            what = f"segment {segment.index}: {needed} rows wanted by its steps, {self.num_rows} in its data"
+            raise InvariantViolation("bug.segment-too-long", what)
+
+    def batch(self, step: int) -> np.ndarray:
+        """uint16 [batch_size, columns] of the step (counted over the lineage, not the segment)."""
+        segment = self._segment
+        assert segment.start_step <= step < segment.end_step, (step, segment.start_step, segment.end_step)
+        first = (step - segment.start_step) * self._batch_size
+        data = segment.data
+        if self._chosen is None:
+            rows = stream_rows(len(self._rows), data.key, data.start + first, self._batch_size)
+        else:
+            positions = data.start + self._chosen[first : first + self._batch_size]
+            rows = rows_at(len(self._rows), data.key, positions)
+        return self._rows.take(rows)[:, : self._columns]
+
+
+def chosen_positions(data: SegmentData, blobs: BlobReader) -> np.ndarray | None:
+    """Offsets into [0, count) of the stream that the segment reads, ascending; None is all of them.
+
+    A random share holds the offsets j with permute(j, count, seed) mod shares = share, so the shares
+    are disjoint, cover the range, and are equal when `shares` divides `count`.
+    """
+    if isinstance(data, Stream):
+        return None
+    if isinstance(data, RandomShare):
+        dealt = permute(np.arange(data.count, dtype=np.int64), data.count, data.seed)
+        return np.flatnonzero(dealt % data.shares == data.share)
+    if isinstance(data, Assigned):
+        assignment = load_array(blobs.path(data.assignment))
+        if assignment.shape != (data.count,):
+            what = f"assignment {data.assignment[:12]} has shape {assignment.shape}, not ({data.count},)"
+            raise DataError("data.bad-assignment", what, "compute the assignment again")
+        return np.flatnonzero(assignment == data.share)
+    assert_never(data)

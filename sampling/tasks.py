@@ -1,0 +1,78 @@
+"""The task functions by kind: arrays and files in, arrays and files out; no sockets, no daemons.
+
+A daemon and a plain program run a task through the same `run_task`, so they get the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from potluck.errors import InvariantViolation
+from potluck.ids import Digest, Json
+from sampling import compare, scoring, tokens
+from sampling.assign import balanced_assignment
+from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
+
+__all__ = ["BlobReader", "LocalBlobs", "TaskOutput", "run_task"]
+
+
+def run_task(
+    kind: str,
+    params: Mapping[str, Json],
+    inputs: Mapping[str, Digest],
+    blobs: BlobReader,
+    out: Path,
+    progress: Progress,
+) -> TaskOutput:
+    """Runs one task.
+
+    Args:
+        kind: one of the closed list of task kinds.
+        params: of the kind; `what` picks among functions of one kind.
+        inputs: digests by name; blobs that a `*_manifest` input lists are there too.
+        blobs: where the bytes are.
+        out: an existing folder of the task's own; result files are left in it.
+        progress: called with the fraction done.
+
+    Raises:
+        InvariantViolation: ``bug.unknown-task``.
+        PotluckError: whatever the task's function refuses.
+    """
+    what = str(params.get("what") or params.get("rule") or "")
+    function = _TASKS.get((kind, what)) or _TASKS.get((kind, ""))
+    if function is None:
+        raise InvariantViolation("bug.unknown-task", f"no task {kind!r} with what = {what!r}")
+    return function(TaskCall(params=params, inputs=inputs, blobs=blobs, out=out, progress=progress))
+
+
+def assign(call: TaskCall) -> TaskOutput:
+    """Task `assign`, rule `sorted_greedy`: score columns into equal shares."""
+    names = call.numbered("column")
+    columns = np.stack([load_array(call.path(name)) for name in names], axis=1)
+    assert columns.shape == (call.params["count"], call.params["num_experts"]), columns.shape
+    assignment = balanced_assignment(columns)
+    given = columns[np.arange(len(columns)), assignment]
+    return TaskOutput(
+        files={"assignment": call.write_array("assignment", assignment)},
+        figures={
+            "shares": np.bincount(assignment, minlength=len(names)).tolist(),
+            "mean_nll": float(given.mean()) / scoring.SCORE_SCALE,
+            "mean_best_nll": float(columns.min(axis=1).mean()) / scoring.SCORE_SCALE,
+        },
+    )
+
+
+_TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
+    ("fit", "bpe"): tokens.fit_bpe,
+    ("tokenise", "part"): tokens.tokenise_part,
+    ("tokenise", "collect"): tokens.collect,
+    ("score", ""): scoring.score_column,
+    ("assign", "sorted_greedy"): assign,
+    ("eval", "nll"): scoring.eval_nll,
+    ("eval", "probe"): scoring.eval_probe,
+    ("eval", "purity"): scoring.eval_purity,
+    ("eval", "compare"): compare.eval_compare,
+}
