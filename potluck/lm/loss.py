@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Positions whose logits live at once: 256 x 1,024 words x 4 bytes is the 1 MiB of an L2 cache."""
-SAFE_LOGIT = 60.0
-"""exp() of logits within +-60 neither overflows nor vanishes in float32, sums of 65,536 included."""
+LEAST_CHANCE = 1e-30
+"""Below it a float32 probability is no longer exact, and its logarithm is taken another way."""
 
 
 def mean_nll(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
@@ -55,64 +55,42 @@ def token_nll(model: Decoder, ids: Tensor) -> Tensor:
 
 
 def position_nll(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
-    """[positions] float32 cross entropy in nats, without gradient; the target's logit is a dot product."""
-    nll = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    """[positions] cross entropy in nats, without gradient; float32, or float64 of float64."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    nll = torch.empty(hidden.shape[0], 1, dtype=exact, device=hidden.device)
     head = embedding.t()
-    safe = _is_safe(hidden, embedding)
     for start in range(0, hidden.shape[0], CHUNK):
-        h = hidden[start : start + CHUNK]
-        log_sum = _exp_sum(torch.mm(h, head).float(), safe=safe)[1]
-        nll[start : start + CHUNK] = log_sum
-    return nll.sub_((hidden * embedding[targets]).sum(1, dtype=torch.float32))
-
-
-def _is_safe(hidden: Tensor, embedding: Tensor) -> bool:
-    """Whether Cauchy and Schwarz bound every logit by SAFE_LOGIT, so that exp() needs no shift."""
-    bound = torch.linalg.vector_norm(hidden, dim=1).amax() * torch.linalg.vector_norm(embedding, dim=1).amax()
-    return bool(bound <= SAFE_LOGIT)
-
-
-def _exp_sum(logits: Tensor, *, safe: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Overwrites logits by their (shifted) exponentials; returns (sum [n, 1], log-sum-exp [n], exponentials)."""
-    if safe:
-        exponentials = logits.exp_()
-        total = exponentials.sum(1, keepdim=True)
-        return total, total.log().squeeze(1), exponentials
-    top = logits.amax(1, keepdim=True)
-    exponentials = logits.sub_(top).exp_()
-    total = exponentials.sum(1, keepdim=True)
-    return total, (total.log() + top).squeeze(1), exponentials
+        target = targets[start : start + CHUNK].unsqueeze(1)
+        logits = torch.mm(hidden[start : start + CHUNK], head).to(exact)
+        torch.gather(torch.log_softmax(logits, 1), 1, target, out=nll[start : start + CHUNK])
+    return nll.neg_().squeeze(1)
 
 
 class _MeanNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
-        count = hidden.shape[0]
+        count, vocab = hidden.shape[0], embedding.shape[0]
+        new = {"dtype": hidden.dtype, "device": hidden.device}
         grad_hidden = torch.empty_like(hidden)
-        grad_embedding = torch.zeros_like(embedding)
-        nll = torch.empty(count, dtype=hidden.dtype, device=hidden.device)
-        logits = torch.empty(min(CHUNK, count), embedding.shape[0], dtype=hidden.dtype, device=hidden.device)
+        grad_head = torch.zeros(hidden.shape[1], vocab, **new)
+        chosen = torch.empty(count, 1, **new)
+        logits, chances = torch.empty(2, min(CHUNK, count), vocab, **new)
         head = embedding.t()
-        safe = _is_safe(hidden, embedding)
         for start in range(0, count, CHUNK):
-            h = hidden[start : start + CHUNK]
-            target = targets[start : start + CHUNK].unsqueeze(1)
-            chunk = logits[: h.shape[0]]
-            torch.mm(h, head, out=chunk)
-            hit = chunk.gather(1, target).squeeze(1)
-            total, log_sum, chunk = _exp_sum(chunk, safe=safe)
-            nll[start : start + CHUNK] = log_sum - hit
-            # d nll / d logits = exponentials / total - onehot. The one-hot goes in times `total`, the division
-            # is left to the narrow side of both products, so the wide array is passed over no more.
-            chunk.scatter_add_(1, target, total.neg())
-            weight = total.reciprocal_().mul_(1.0 / count)
-            torch.mm(chunk, embedding, out=grad_hidden[start : start + CHUNK])
-            grad_hidden[start : start + CHUNK].mul_(weight)
-            grad_embedding.addmm_(chunk.t(), h * weight)
-        ctx.save_for_backward(grad_hidden, grad_embedding)
-        return nll.mean()
+            h, target = hidden[start : start + CHUNK], targets[start : start + CHUNK].unsqueeze(1)
+            chance = chances[: h.shape[0]]
+            torch.softmax(torch.mm(h, head, out=logits[: h.shape[0]]), 1, out=chance)
+            torch.gather(chance, 1, target, out=chosen[start : start + CHUNK])
+            chance.scatter_add_(1, target, torch.full_like(target, -1, dtype=hidden.dtype))
+            torch.mm(chance, embedding, out=grad_hidden[start : start + CHUNK])
+            grad_head.addmm_(h.t(), chance)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        if chosen.min() < LEAST_CHANCE:
+            return position_nll(hidden, embedding, targets).mean()
+        return chosen.log_().mean().neg_()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_embedding = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_embedding * grads[0], None
+        grad_hidden, grad_head = ctx.saved_tensors
+        scale = grads[0] / grad_hidden.shape[0]
+        return grad_hidden * scale, grad_head.t() * scale, None

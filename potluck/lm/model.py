@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
+from potluck.lm.kernels import NORM_EPSILON, causal_attention, rotary_rows, suits_kernels, swiglu, unit_norm
 
 ROTARY_BASE = 10_000.0
-NORM_EPSILON = 1e-6
 
 
 class Block(nn.Module):
@@ -34,6 +34,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Args: x [batch, T, hidden]; rotary [T, head_dim / 2] complex. Returns [batch, T, hidden]."""
+        return self._by_kernels(x, rotary) if suits_kernels(x) else self._plainly(x, rotary)
+
+    def _plainly(self, x: Tensor, rotary: Tensor) -> Tensor:
         b, t, h = x.shape
         qkv = F.linear(rms_norm(x, self.attention_norm), self.qkv)
         q, k, v = qkv.view(b, t, 3, self.heads, h // self.heads).unbind(2)
@@ -42,6 +45,16 @@ class Block(nn.Module):
         x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, h), self.out)
         gate, up = F.linear(rms_norm(x, self.ffn_norm), self.gate_up).chunk(2, dim=-1)
         return x + F.linear(F.silu(gate) * up, self.down)
+
+    def _by_kernels(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """The norms' gains go into the small matrices behind them, residual sums into the products before them."""
+        b, t, h = x.shape
+        x = x.view(b * t, h)
+        qkv = torch.mm(unit_norm(x), (self.qkv * self.attention_norm).t())
+        mixed = causal_attention(qkv.view(b, t, 3 * h), rotary_rows(rotary, self.heads), self.heads)
+        x = torch.addmm(x, mixed.view(b * t, h), self.out.t())
+        inner = swiglu(unit_norm(x), self.gate_up * self.ffn_norm)
+        return torch.addmm(x, inner, self.down.t()).view(b, t, h)
 
 
 class Decoder(nn.Module):
@@ -67,7 +80,10 @@ class Decoder(nn.Module):
         return rms_norm(x, self.norm)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension."""
+    if x.dtype in (torch.float32, torch.float64):
+        return unit_norm(x) * weight
     return F.rms_norm(x, (x.shape[-1],), weight, NORM_EPSILON)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from potluck.lm.config import ModelConfig
 from potluck.lm.loss import token_nll
-from potluck.lm.model import Decoder, load_decoder, rms_norm, rotate
+from potluck.lm.kernels import unit_norm
+from potluck.lm.model import Decoder, load_decoder, rotate
 
 
 def nll_sums(
@@ -133,7 +134,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _stacked_norm(x: Tensor, weight: Tensor) -> Tensor:
     """Args: x [E, T, hidden]; weight [E, hidden]."""
-    return rms_norm(x, None) * weight.unsqueeze(1)
+    return unit_norm(x) * weight.unsqueeze(1)
 
 
 def _ids(model: Decoder, rows: NDArray[Any]) -> Tensor:
