@@ -1,7 +1,18 @@
 """The report of a run: the mixture against its opponents on held-out rows, leak-free after the prefix.
 
 The routing decision of a row is the argmin of its score columns (ties to the lower expert), with no
-capacity. The report's keys are listed in `sampling/README.md`.
+capacity. NLL is in nats per target; `suffix` means targets M+1 and later. Keys of the report:
+
+- `mixture`, `dense`, `random_split`, `oracle`: {nll_all, nll_suffix, perplexity_all, perplexity_suffix}.
+  Several random-split experts count as their mean; the oracle takes each row's least suffix NLL.
+- `mixture_minus_dense`, `random_minus_dense`, `mixture_minus_random`: {mean, low, high} of the suffix
+  NLL, paired bootstrap over packs; below zero the first is better.
+- `by_source.NAME`, `by_expert[e]`: the keys above and `rows`, over rows of a source, or routed to an expert.
+- `experts_by_source[e][s]`: suffix NLL of every expert on every source, whatever the routing.
+- `routing`: `table[e][s]` in rows, `loads`, `sources`, `purity`, `nmi`, `agrees_with_oracle`.
+- `targets`: {all, prefix, suffix}; `packs`, `rows`, `bootstrap`, `split`, `prefix_length`, `facts` as given.
+
+A side that is absent, or a level without targets, is null.
 """
 
 from __future__ import annotations
