@@ -301,6 +301,7 @@ def test_a_blob_damaged_at_the_server_is_fetched_twice_then_refused_and_removed_
     client.put(digest, hub.file(data)[1], "weights").result(WAIT_S)
     assert hub.damaged == [digest]
     assert hub.store.verify(digest)
+    assert client.get(digest, "weights").result(WAIT_S).read_bytes() == data
 
 
 def test_a_put_whose_file_is_another_blob_is_tried_twice_then_refused(hub: Hub) -> None:

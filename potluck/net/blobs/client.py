@@ -209,7 +209,10 @@ class BlobClient:
             dealer.curve_secretkey = self._identity.curve_secret.encode()
             dealer.curve_serverkey = self._identity.curve_server_key.encode()
         self._monitor = dealer.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
         dealer.connect(f"tcp://{self._target}")
         self._dealer = dealer
@@ -244,7 +247,11 @@ class BlobClient:
         self._failed_handshakes += 1
         if self._failed_handshakes >= WRONG_KEY_HANDSHAKES:
             self._fail_all(
-                JoinError("join.wrong-data-key", f"{self._target} has another key than at the join", "join again")
+                JoinError(
+                    "join.wrong-data-key",
+                    f"{self._target} has another key than at the join, or none",
+                    "join again; start both sides with --insecure or neither",
+                )
             )
             self._disconnect(poller)
 

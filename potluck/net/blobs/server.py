@@ -12,7 +12,7 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -42,6 +42,8 @@ TAKE_OVER_MS = 2_000
 """A sender silent for so long loses its upload to the next who offers the blob."""
 IDLE_UPLOAD_MS = 60_000
 MAX_UPLOADS = 256
+TRUST_MS = 60_000
+"""A blob that was hashed and found sound is not hashed again for so long."""
 
 log = telemetry.logger(__name__)
 
@@ -58,7 +60,10 @@ class Upload:
     transfer: int
     asked: int
     heard_ms: int
+    user: str
     damages: int = 0
+    waiting: dict[bytes, int] = field(default_factory=dict)
+    """Transfers of other clients that offered the same blob, by route; they hear `Done` too."""
 
 
 class BlobServer:
@@ -103,7 +108,7 @@ class BlobServer:
         self._uploads: dict[Digest, Upload] = {}
         self._windows: dict[bytes, Window] = {}
         self._files: OrderedDict[Digest, tuple[int, int]] = OrderedDict()
-        self._verified: OrderedDict[Digest, None] = OrderedDict()
+        self._verified: OrderedDict[Digest, int] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="blob-server", daemon=True)
 
     def start(self) -> int:
@@ -178,13 +183,16 @@ class BlobServer:
                 ready = dict(poller.poll(TICK_MS))
                 if self._stop_reading.fileno() in ready:
                     return
-                if self._zap in ready:
-                    self._answer_handshake()
-                if self._router in ready:
-                    self._receive_some()
-                if self._clock.monotonic_ms() - swept_ms >= TICK_MS:
-                    swept_ms = self._clock.monotonic_ms()
-                    self._sweep(swept_ms)
+                try:
+                    if self._zap in ready:
+                        self._answer_handshake()
+                    if self._router in ready:
+                        self._receive_some()
+                    if self._clock.monotonic_ms() - swept_ms >= TICK_MS:
+                        swept_ms = self._clock.monotonic_ms()
+                        self._sweep(swept_ms)
+                except Exception as error:
+                    log.failure("blob-server-failed", error)
         finally:
             for upload in self._uploads.values():
                 upload.partial.close()
@@ -248,7 +256,7 @@ class BlobServer:
             self._counter.add(message.plane, "in", num_bytes)
             if not self._may_put(user):
                 raise Refused("refused.may-not-put", "this identity may not send blobs", "use a node or admin identity")
-            self._put(route, message)
+            self._put(route, user, message)
         elif isinstance(message, wire.Chunk):
             self._take_chunk(route, message, num_bytes)
         elif isinstance(message, wire.Forget):
@@ -270,40 +278,48 @@ class BlobServer:
         self._send(route, chunk, message.plane)
 
     def _open(self, digest: Digest) -> tuple[int, int]:
+        status = self._store.path(digest).stat()
         known = self._files.pop(digest, None)
-        if known is None or not self._store.has(digest):
+        # A blob that was removed and came again is another file under the same name.
+        if known is None or not os.path.samestat(os.fstat(known[0]), status):
             if known is not None:
                 os.close(known[0])
-            descriptor = os.open(self._store.path(digest), os.O_RDONLY)
-            known = descriptor, os.fstat(descriptor).st_size
+            known = os.open(self._store.path(digest), os.O_RDONLY), status.st_size
         self._files[digest] = known
         if len(self._files) > OPEN_FILES:
             _, (oldest, _) = self._files.popitem(last=False)
             os.close(oldest)
         return known
 
-    def _put(self, route: bytes, message: wire.Put) -> None:
+    def _put(self, route: bytes, user: str, message: wire.Put) -> None:
         now_ms = self._clock.monotonic_ms()
         if self._store.has(message.digest):
             self._send(route, wire.Done(transfer=message.transfer), message.plane)
             return
         upload = self._uploads.get(message.digest)
-        if upload is not None and upload.route != route and now_ms - upload.heard_ms < TAKE_OVER_MS:
+        if upload is not None and not self._may_take_over(upload, route, user, now_ms):
+            upload.waiting[route] = message.transfer
             self._send(route, wire.Wait(transfer=message.transfer), message.plane)
             return
         if upload is not None and upload.size != message.size:
             self._drop(upload)
             upload = None
         if upload is None:
-            upload = self._begin(route, message, now_ms)
-        upload.route, upload.transfer, upload.heard_ms = route, message.transfer, now_ms
+            upload = self._begin(route, user, message, now_ms)
+        upload.route, upload.user, upload.transfer, upload.heard_ms = route, user, message.transfer, now_ms
+        upload.waiting.pop(route, None)
         upload.plane, upload.asked = message.plane, upload.partial.offset
         if upload.partial.offset == upload.size:
             self._finish(upload)
         else:
             self._pump(route)
 
-    def _begin(self, route: bytes, message: wire.Put, now_ms: int) -> Upload:
+    def _may_take_over(self, upload: Upload, route: bytes, user: str, now_ms: int) -> bool:
+        # A client that came back has a new route, but its key tells that it is the same.
+        same = upload.route == route or (bool(user) and upload.user == user)
+        return same or now_ms - upload.heard_ms >= TAKE_OVER_MS
+
+    def _begin(self, route: bytes, user: str, message: wire.Put, now_ms: int) -> Upload:
         if len(self._uploads) >= MAX_UPLOADS:
             raise ResourceError("resource.uploads", f"{MAX_UPLOADS} uploads are open", "try again later")
         partial = self._store.begin(message.digest, message.size)
@@ -316,6 +332,7 @@ class BlobServer:
             transfer=message.transfer,
             asked=partial.offset,
             heard_ms=now_ms,
+            user=user,
         )
         self._uploads[message.digest] = upload
         return upload
@@ -331,7 +348,7 @@ class BlobServer:
             return
         try:
             upload.partial.append(chunk.payload)
-        except ResourceError:
+        except Exception:
             self._drop(upload)
             raise
         upload.asked = max(upload.asked, upload.partial.offset)
@@ -361,7 +378,8 @@ class BlobServer:
         except Exception:
             upload.partial.close()
             raise
-        self._send(upload.route, wire.Done(transfer=upload.transfer), upload.plane)
+        for route, transfer in [(upload.route, upload.transfer), *upload.waiting.items()]:
+            self._send(route, wire.Done(transfer=transfer), upload.plane)
 
     def _pump(self, route: bytes) -> None:
         """Asks a client for more, in turn from each of its uploads, as far as its window goes."""
@@ -394,11 +412,12 @@ class BlobServer:
         del self._uploads[upload.digest]
 
     def _doubt(self, digest: Digest) -> None:
-        """A client got this blob damaged. Hashing is dear, so a blob found sound is not hashed again."""
-        if digest in self._verified or not self._store.has(digest):
+        """A client got this blob damaged. Hashing is dear, so a blob found sound is left in peace for a while."""
+        now_ms = self._clock.monotonic_ms()
+        if not self._store.has(digest) or now_ms < self._verified.get(digest, now_ms):
             return
         if self._store.verify(digest):
-            self._verified[digest] = None
+            self._verified[digest] = now_ms + TRUST_MS
             if len(self._verified) > MAX_UPLOADS:
                 self._verified.popitem(last=False)
             return

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -249,17 +250,12 @@ class Partial:
         """Adds the next bytes.
 
         Raises:
-            ResourceError: ``resource.disk-full``; what was there before stays.
+            ResourceError: ``resource.disk-full``; the incoming file is removed, for others need the room.
         """
-        with disk_errors(self._path):
-            try:
-                self._file.write(data)
-                self._file.flush()
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file.fileno(), self.offset)
-                    self._file.seek(self.offset)
-                raise
+        with self._full_disk_discards():
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._hash.update(data)
         self.offset += len(data)
 
@@ -278,7 +274,7 @@ class Partial:
 
         Raises:
             DataError: ``data.digest-mismatch``; the bytes are thrown away and the transfer may start again.
-            ResourceError: ``resource.disk-full``.
+            ResourceError: ``resource.disk-full``; as in `append`.
         """
         if self._hash.hexdigest() != self._digest:
             self.restart()
@@ -287,8 +283,8 @@ class Partial:
                 f"the bytes that came for blob {short(self._digest)} have another digest",
                 "the sender's copy is damaged: delete it there and make it again",
             )
-        with disk_errors(self._path):
-            _sync(self._file)
+        with self._full_disk_discards():
+            os.fsync(self._file.fileno())
             place = self._store._install(self._path, self._digest, before_commit)
         self._file.close()
         return place
@@ -302,6 +298,15 @@ class Partial:
         """Lets go and removes the bytes."""
         self._path.unlink(missing_ok=True)
         self.close()
+
+    @contextlib.contextmanager
+    def _full_disk_discards(self) -> Iterator[None]:
+        try:
+            with disk_errors(self._path):
+                yield
+        except ResourceError:
+            self.discard()
+            raise
 
     def _read_back(self) -> None:
         self._file.seek(0)
@@ -334,10 +339,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open_locked(path: Path, digest: Digest) -> BinaryIO:
+def _open_locked(path: Path, digest: Digest) -> FileIO:
     while True:
-        # Append mode would ignore seeks; "r+b" needs the file to be there.
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        # Unbuffered: a buffer that could not be written would fail again at close.
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
