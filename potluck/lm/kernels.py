@@ -30,18 +30,19 @@ def unit_norm(x: Tensor) -> Tensor:
     return _UnitNorm.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def causal_attention(qkv: Tensor, rotary: Tensor, heads: int) -> Tensor:
+def causal_attention(qkv: Tensor, rotary: Tensor, future: Tensor, heads: int) -> Tensor:
     """Rotary causal attention that keeps its [T, T] probabilities: for short rows.
 
     Args:
         qkv: [batch, T, 3 hidden], float32 or float64.
         rotary: [T, 3 hidden / 2] complex, from `rotary_rows`.
+        future: [T, T], from `future_mask`.
         heads: how many.
 
     Returns:
         [batch, T, hidden]
     """
-    return _CausalAttention.apply(qkv, rotary, heads)  # type: ignore[no-any-return, no-untyped-call]
+    return _CausalAttention.apply(qkv, rotary, future, heads)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def swiglu(x: Tensor, gate_up: Tensor) -> Tensor:
@@ -67,11 +68,16 @@ def rotary_rows(rotary: Tensor, heads: int) -> Tensor:
     return torch.cat([keys * scale, keys, torch.ones_like(keys)], dim=1)
 
 
+def future_mask(t: int, like: Tensor) -> Tensor:
+    """[T, T]: minus infinity where the key lies after the query, else zero."""
+    return like.new_full((t, t), -torch.inf).triu_(1)
+
+
 class _UnitNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         scale = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(x.shape[-1]).add_(NORM_EPSILON).rsqrt_()
-        normed = x * scale
+        normed: Tensor = x * scale
         ctx.save_for_backward(normed, scale)
         return normed
 
@@ -86,11 +92,10 @@ class _CausalAttention(torch.autograd.Function):
     """Queries go in blocks; a block multiplies with the keys up to its own end, so little of the future is computed."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotary: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, rotary: Tensor, future: Tensor, heads: int) -> Tensor:
         b, t, width = qkv.shape
         parts = _turned(qkv, rotary).view(b, t, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
         q, k, v = parts.reshape(3, b * heads, t, -1)
-        future = torch.full((t, t), -torch.inf, dtype=qkv.dtype, device=qkv.device).triu_(1)
         mixed = torch.empty_like(q)
         attention = []
         for start, end in _blocks(t):
@@ -101,7 +106,7 @@ class _CausalAttention(torch.autograd.Function):
         return mixed.view(b, heads, t, -1).transpose(1, 2).reshape(b, t, width // 3)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         q, k, v, rotary, *attention = ctx.saved_tensors
         b, t, h = grads[0].shape
         heads = q.shape[0] // b
@@ -115,7 +120,7 @@ class _CausalAttention(torch.autograd.Function):
             grad_k[:, :end] += torch.bmm(scores.mT, q[:, start:end])
             grad_v[:, :end] += torch.bmm(chances.mT, g)
         rows = parts.view(3, b, heads, t, -1).permute(1, 3, 0, 2, 4).reshape(b, t, 3 * h)
-        return _turned(rows, rotary.conj().resolve_conj()), None, None
+        return _turned(rows, rotary.conj().resolve_conj()), None, None, None
 
 
 class _SwiGlu(torch.autograd.Function):

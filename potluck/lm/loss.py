@@ -70,11 +70,10 @@ class _MeanNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
         count, vocab = hidden.shape[0], embedding.shape[0]
-        new = {"dtype": hidden.dtype, "device": hidden.device}
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(hidden.shape[1], vocab, **new)
-        chosen = torch.empty(count, 1, **new)
-        logits, chances = torch.empty(2, min(CHUNK, count), vocab, **new)
+        grad_head = hidden.new_zeros(hidden.shape[1], vocab)
+        chosen = hidden.new_empty(count, 1)
+        logits, chances = hidden.new_empty(2, min(CHUNK, count), vocab)
         head = embedding.t()
         for start in range(0, count, CHUNK):
             h, target = hidden[start : start + CHUNK], targets[start : start + CHUNK].unsqueeze(1)
@@ -87,7 +86,8 @@ class _MeanNll(torch.autograd.Function):
         ctx.save_for_backward(grad_hidden, grad_head)
         if chosen.min() < LEAST_CHANCE:
             return position_nll(hidden, embedding, targets).mean()
-        return chosen.log_().mean().neg_()
+        loss: Tensor = chosen.log_().mean().neg_()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:

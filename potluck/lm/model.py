@@ -6,6 +6,7 @@ Linear layers have no bias. Queries, keys and values are one product, SwiGLU's t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
-from potluck.lm.kernels import NORM_EPSILON, causal_attention, rotary_rows, suits_kernels, swiglu, unit_norm
+from potluck.lm.kernels import (
+    NORM_EPSILON,
+    causal_attention,
+    future_mask,
+    rotary_rows,
+    suits_kernels,
+    swiglu,
+    unit_norm,
+)
 
 ROTARY_BASE = 10_000.0
 
@@ -32,11 +41,8 @@ class Block(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(2 * f, h))
         self.down = nn.Parameter(torch.empty(h, f))
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+    def plainly(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Args: x [batch, T, hidden]; rotary [T, head_dim / 2] complex. Returns [batch, T, hidden]."""
-        return self._by_kernels(x, rotary) if suits_kernels(x) else self._plainly(x, rotary)
-
-    def _plainly(self, x: Tensor, rotary: Tensor) -> Tensor:
         b, t, h = x.shape
         qkv = F.linear(rms_norm(x, self.attention_norm), self.qkv)
         q, k, v = qkv.view(b, t, 3, self.heads, h // self.heads).unbind(2)
@@ -46,12 +52,15 @@ class Block(nn.Module):
         gate, up = F.linear(rms_norm(x, self.ffn_norm), self.gate_up).chunk(2, dim=-1)
         return x + F.linear(F.silu(gate) * up, self.down)
 
-    def _by_kernels(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """The norms' gains go into the small matrices behind them, residual sums into the products before them."""
+    def by_kernels(self, x: Tensor, rotary: Tensor, future: Tensor) -> Tensor:
+        """The same by `potluck.lm.kernels`, with rotary and mask as they want them.
+
+        The norms' gains go into the small matrices behind them, residual sums into the products before them.
+        """
         b, t, h = x.shape
         x = x.view(b * t, h)
         qkv = torch.mm(unit_norm(x), (self.qkv * self.attention_norm).t())
-        mixed = causal_attention(qkv.view(b, t, 3 * h), rotary_rows(rotary, self.heads), self.heads)
+        mixed = causal_attention(qkv.view(b, t, 3 * h), rotary, future, self.heads)
         x = torch.addmm(x, mixed.view(b * t, h), self.out.t())
         inner = swiglu(unit_norm(x), self.gate_up * self.ffn_norm)
         return torch.addmm(x, inner, self.down.t()).view(b, t, h)
@@ -75,8 +84,14 @@ class Decoder(nn.Module):
         """Args: ids [batch, T] long, T <= context. Returns [batch, T, hidden], after the final norm."""
         x = self.embedding(ids)
         rotary = self.rotary[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x, rotary)
+        blocks = cast("list[Block]", self.blocks)
+        if suits_kernels(x):
+            rows, future = rotary_rows(rotary, self.config.heads), future_mask(ids.shape[1], x)
+            for block in blocks:
+                x = block.by_kernels(x, rows, future)
+        else:
+            for block in blocks:
+                x = block.plainly(x, rotary)
         return rms_norm(x, self.norm)
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potluck.lm.config import ModelConfig
-from potluck.lm.loss import token_nll
 from potluck.lm.kernels import unit_norm
+from potluck.lm.loss import token_nll
 from potluck.lm.model import Decoder, load_decoder, rotate
 
 
