@@ -12,7 +12,7 @@ capacity. NLL is in nats per target; `suffix` means targets M+1 and later. Keys 
 - `routing`: `table[e][s]` in rows, `loads`, `sources`, `purity`, `nmi`, `agrees_with_oracle`.
 - `targets`: {all, prefix, suffix}; `packs`, `rows`, `bootstrap`, `split`, `prefix_length`, `facts` as given.
 
-A side that is absent, or a level without targets, is null.
+A side that is absent, a level without targets, and what comes of a model that blew up, is null.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _summary(
         ("mixture_minus_random", sides["mixture"], sides["random_split"]),
     ):
         out[name] = None
-        if left is not None and right is not None:
+        if left is not None and right is not None and np.isfinite(left).all() and np.isfinite(right).all():
             interval = paired_bootstrap(
                 (left - right)[mine, 1],
                 targets[:, 1],

@@ -48,9 +48,7 @@ def test_what_is_outside_the_range_is_refused(index: int, size: int) -> None:
         permute(np.array([index]), size, 0)
 
 
-@given(
-    size=st.integers(1, 200), key=st.integers(0, 2**40), start=st.integers(0, 500), count=st.integers(0, 500)
-)
+@given(size=st.integers(1, 200), key=st.integers(0, 2**40), start=st.integers(0, 500), count=st.integers(0, 500))
 def test_a_chunk_of_the_stream_is_the_same_however_it_is_cut(size: int, key: int, start: int, count: int) -> None:
     whole = stream_rows(size, key, start, count)
     half = count // 2
