@@ -127,7 +127,8 @@ class Runtime:
 
     def post(self, event: Event) -> None:
         """Hands an event in without waiting; for the few that cannot wait, such as the end of a stream."""
-        self._enqueue(_Submission(event=event))
+        if self._stopped is None:
+            self._enqueue(_Submission(event=event))
 
     async def read(self, question: Callable[[State], T]) -> T:
         """Asks the state between two events. Raises as `submit` does, and what the question raises."""

@@ -1,0 +1,67 @@
+"""`python -m coordinator`: one JSON line on stdout when ready, facts and errors on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coordinator.daemon import Daemon, Options, Stop
+from potluck.errors import InvariantViolation, PotluckError
+from potluck.ids import Json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a coordinator until a signal; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        options = Options(
+            home=parsed.home.expanduser(),
+            host=parsed.host,
+            port=parsed.port,
+            advertise=parsed.advertise,
+            insecure=parsed.insecure,
+            quota_bytes=parsed.quota_bytes,
+        )
+        asyncio.run(_serve(options))
+    except PotluckError as error:
+        if isinstance(error, InvariantViolation):
+            traceback.print_exception(error)
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+async def _serve(options: Options) -> None:
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.request)
+    await Daemon(options, stop).run(_say_ready)
+
+
+def _say_ready(fields: Mapping[str, Json]) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+    if fields["join"] is None:
+        sys.stderr.write("nodes that have joined come back by themselves; invite others with `potluck invite`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m coordinator", description="Leases work, keeps what comes of it.")
+    parser.add_argument("--home", type=Path, required=True, help="folder of the journal, the blobs and the keys")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7470, help="base port; +1 and +2 are used too; 0: any free ones")
+    parser.add_argument("--advertise", default="", help="host that join strings name")
+    parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only")
+    parser.add_argument("--quota-bytes", type=int, default=None, help="most bytes of blobs to keep")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

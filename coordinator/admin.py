@@ -1,0 +1,159 @@
+"""AdminService: runs, nodes, ledger, invitations. Thin: questions go to `core.queries`, wishes become events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+
+from coordinator import wire, wire_admin
+from coordinator.core import queries
+from coordinator.core.effects import Denied, Done, RunAccepted
+from coordinator.core.events import RunCancelled, RunSubmitted
+from coordinator.core.state import State
+from coordinator.corpus import corpus_facts_json
+from coordinator.enrol import DEFAULT_EXPIRES_MS, issue_tokens
+from coordinator.runtime import Runtime
+from potluck.errors import Refused, SpecError
+from potluck.ids import RunId
+from potluck.net.blobs.store import BlobStore
+from potluck.net.counters import Plane
+from potluck.spec import RunSpec
+from potluck.telemetry import logger
+from potluck.v1 import admin_pb2, admin_pb2_grpc
+
+MAX_NAME = 64
+MAX_SPEC_BYTES = 256 << 10
+WATCH_INTERVAL_S = 0.25
+"""At most four answers a second to one watcher."""
+WATCH_IDLE_S = 5.0
+"""A watcher is checked on this often when nothing changes."""
+
+log = logger("coordinator.admin")
+Context = grpc.aio.ServicerContext[Any, Any]
+BytesByPlane = Callable[[], dict[Plane, int]]
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        store: BlobStore,
+        bytes_by_plane: BytesByPlane,
+        join_string: Callable[[str], str],
+        shut_down: Callable[[bool], None],
+    ) -> None:
+        """
+        Args:
+            bytes_by_plane: what has crossed the machine's border, both ways, ever since the home exists.
+            join_string: from a token to the string that carries it.
+            shut_down: asks the daemon to end; True: at once.
+        """
+        self._runtime = runtime
+        self._store = store
+        self._bytes_by_plane = bytes_by_plane
+        self._join_string = join_string
+        self._shut_down = shut_down
+
+    async def StartRun(self, request: admin_pb2.StartRunRequest, context: Context) -> admin_pb2.StartRunResponse:
+        """Starts a run, or resumes the one with this very spec."""
+        spec = _spec_of(request)
+        event = RunSubmitted(
+            now_ms=self._runtime.now_ms(),
+            unix_ms=self._runtime.unix_ms(),
+            request_id=request.request_id,
+            run=spec.id,
+            spec_json=spec.to_json(),
+            corpus_json=corpus_facts_json(spec.corpus, self._store),
+            name=request.name[:MAX_NAME] or "run",
+            priority=request.priority,
+        )
+        answer = await self._runtime.submit(event)
+        if not isinstance(answer, RunAccepted):
+            raise wire.refusal(answer)
+        log.fact("run-submitted", run=answer.run, name=event.name, state=answer.state)
+        return admin_pb2.StartRunResponse(run=answer.run, state=answer.state)
+
+    async def ListRuns(self, request: admin_pb2.ListRunsRequest, context: Context) -> admin_pb2.ListRunsResponse:
+        return wire_admin.run_list(await self._runtime.read(queries.run_infos))
+
+    async def GetRun(self, request: admin_pb2.GetRunRequest, context: Context) -> admin_pb2.RunInfo:
+        return wire_admin.run_info(await self._runtime.read(lambda state: _run_info(state, request.run)))
+
+    async def WatchRun(self, request: admin_pb2.GetRunRequest, context: Context) -> AsyncIterator[admin_pb2.RunInfo]:
+        """Sends the run whenever it changes, and ends when the run has ended."""
+        run = await self._runtime.read(lambda state: _find(state, request.run))
+        version, last = -1, None
+        while True:
+            version = await self._runtime.changed(version, WATCH_IDLE_S)
+            info = wire_admin.run_info(await self._runtime.read(lambda state: queries.run_info(state, run)))
+            info.spec_json = ""
+            if info != last:
+                yield info
+                last = info
+            if info.state != wire_admin.RUNNING:
+                return
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def CancelRun(self, request: admin_pb2.CancelRunRequest, context: Context) -> admin_pb2.CancelRunResponse:
+        run = await self._runtime.read(lambda state: _find(state, request.run))
+        answer = await self._runtime.submit(RunCancelled(now_ms=self._runtime.now_ms(), run=run))
+        match answer:
+            case Done():
+                log.fact("run-cancelled", run=run)
+                return admin_pb2.CancelRunResponse(cancelled=True)
+            case Denied(reason=reason):
+                return admin_pb2.CancelRunResponse(reason=reason)
+            case _:
+                raise wire.refusal(answer)
+
+    async def ListNodes(self, request: admin_pb2.ListNodesRequest, context: Context) -> admin_pb2.ListNodesResponse:
+        infos, addresses = await self._runtime.read(
+            lambda state: (queries.node_infos(state), dict(state.ephemeral.router_addresses))
+        )
+        return wire_admin.node_list(infos, addresses)
+
+    async def GetLedger(self, request: admin_pb2.GetLedgerRequest, context: Context) -> admin_pb2.GetLedgerResponse:
+        run = await self._runtime.read(lambda state: _find(state, request.run))
+        ledger = await self._runtime.read(lambda state: queries.ledger(state, run))
+        return wire_admin.ledger(ledger, self._bytes_by_plane())
+
+    async def Invite(self, request: admin_pb2.InviteRequest, context: Context) -> admin_pb2.InviteResponse:
+        tokens = await issue_tokens(
+            self._runtime,
+            count=request.count or 1,
+            expires_ms=request.expires_ms or DEFAULT_EXPIRES_MS,
+            role=request.role or "node",
+        )
+        return admin_pb2.InviteResponse(join_strings=[self._join_string(token) for token in tokens])
+
+    async def Shutdown(self, request: admin_pb2.ShutdownRequest, context: Context) -> admin_pb2.ShutdownResponse:
+        self._shut_down(request.now)
+        return admin_pb2.ShutdownResponse(message="stopping at once" if request.now else "draining, then stopping")
+
+
+def _spec_of(request: admin_pb2.StartRunRequest) -> RunSpec:
+    if len(request.spec_json.encode()) > MAX_SPEC_BYTES:
+        raise SpecError("spec.too-large", f"the spec has more than {MAX_SPEC_BYTES} bytes", "shorten it")
+    if not request.request_id:
+        raise SpecError("spec.no-request-id", "the request has no request_id", "give each new request its own")
+    try:
+        return RunSpec.from_json(request.spec_json)
+    except (ValueError, AttributeError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError("spec.not-json", f"the spec is no JSON object: {error}", "send the canonical spec") from None
+
+
+def _find(state: State, text: str) -> RunId:
+    run = queries.find_run(state, text)
+    if run is None:
+        raise Refused("refused.no-such-run", f"no run, or more than one, is called {text!r}", "see `potluck run list`")
+    return run
+
+
+def _run_info(state: State, text: str) -> queries.RunInfo:
+    return queries.run_info(state, _find(state, text))

@@ -1,0 +1,54 @@
+"""From a corpus manifest in the store to the few facts that a plan needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from coordinator.plans.base import CorpusFacts
+from potluck.config import to_mapping
+from potluck.errors import CorpusError
+from potluck.ids import Digest, canonical_json, is_digest, short
+from potluck.net.blobs.store import BlobStore
+
+MAX_MANIFEST_BYTES = 16 << 20
+_PUT_AGAIN = "start the run with `potluck run start`, which puts the corpus first"
+
+
+def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
+    """The corpus manifest, if it and every shard it names are in the store.
+
+    Raises:
+        CorpusError: ``corpus.not-at-hub``, ``corpus.incomplete`` or ``corpus.bad-manifest``.
+    """
+    if not is_digest(corpus) or not store.has(corpus):
+        raise CorpusError("corpus.not-at-hub", f"the store has no corpus manifest {short(corpus)}", _PUT_AGAIN)
+    if store.size(corpus) > MAX_MANIFEST_BYTES:
+        raise _bad_manifest(corpus, f"it has {store.size(corpus)} bytes")
+    try:
+        manifest = json.loads(store.path(corpus).read_bytes())
+        shards = [shard["digest"] for shard in manifest["shards"]]
+        if manifest["kind"] != "corpus" or not all(is_digest(shard) for shard in shards):
+            raise ValueError("it is of another kind")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
+    missing = [shard for shard in shards if not store.has(shard)]
+    if missing:
+        what = f"{len(missing)} of {len(shards)} shards of corpus {short(corpus)} are not in the store"
+        raise CorpusError("corpus.incomplete", what, _PUT_AGAIN)
+    return dict(manifest)
+
+
+def corpus_facts_json(corpus: Digest, store: BlobStore) -> str:
+    """Canonical JSON of the facts; raises as `read_manifest` does."""
+    manifest = read_manifest(corpus, store)
+    try:
+        facts = CorpusFacts.from_manifest(manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
+    return canonical_json(to_mapping(facts))
+
+
+def _bad_manifest(corpus: Digest, why: str) -> CorpusError:
+    return CorpusError("corpus.bad-manifest", f"blob {short(corpus)} is no corpus manifest: {why}", _PUT_AGAIN)
