@@ -78,7 +78,7 @@ class BlobClient:
             )
         self._identity = identity
         self._store = store
-        self._counter = counter or ByteCounter()
+        self.counter = counter or ByteCounter()
         self._give_up_after_ms = give_up_after_ms
         self._clock = clock or SystemClock()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -272,7 +272,7 @@ class BlobClient:
             transfer = self._active.get(message.transfer)
             if transfer is None:
                 continue  # of an earlier number
-            self._counter.add(transfer.plane, "in", sum(len(buffer) for buffer in buffers))
+            self.counter.add(transfer.plane, "in", sum(len(buffer) for buffer in buffers))
             try:
                 self._handle(transfer, message)
             except PotluckError as error:
@@ -391,7 +391,7 @@ class BlobClient:
             except zmq.Again:
                 return
             self._outbox.popleft()
-            self._counter.add(plane, "out", sum(len(frame) for frame in frames))
+            self.counter.add(plane, "out", sum(len(frame) for frame in frames))
 
     def _drop_cancelled(self) -> None:
         for transfer in list(self._active.values()):

@@ -103,7 +103,7 @@ class BlobServer:
         self._keys = keys
         self._is_allowed, self._may_put = is_allowed, may_put
         self._before_commit, self._on_damaged = before_commit, on_damaged
-        self._counter = counter or ByteCounter()
+        self.counter = counter or ByteCounter()
         self._clock = clock or SystemClock()
         self._uploads: dict[Digest, Upload] = {}
         self._windows: dict[bytes, Window] = {}
@@ -250,10 +250,10 @@ class BlobServer:
         if self._keys is not None and not self._is_allowed(user):
             raise Refused("refused.data-key", "this machine's data key is no longer allowed", "join again")
         if isinstance(message, wire.Get):
-            self._counter.add(message.plane, "in", num_bytes)
+            self.counter.add(message.plane, "in", num_bytes)
             self._get(route, message)
         elif isinstance(message, wire.Put):
-            self._counter.add(message.plane, "in", num_bytes)
+            self.counter.add(message.plane, "in", num_bytes)
             if not self._may_put(user):
                 raise Refused("refused.may-not-put", "this identity may not send blobs", "use a node or admin identity")
             self._put(route, user, message)
@@ -341,7 +341,7 @@ class BlobServer:
         upload = next((u for u in self._uploads.values() if u.route == route and u.transfer == chunk.transfer), None)
         if upload is None or chunk.offset != upload.partial.offset or not chunk.payload:
             return  # asked for under an earlier number, or before a repeat
-        self._counter.add(upload.plane, "in", num_bytes)
+        self.counter.add(upload.plane, "in", num_bytes)
         upload.heard_ms = self._clock.monotonic_ms()
         if hashlib.sha256(chunk.payload).digest() != chunk.sha256 or chunk.offset + len(chunk.payload) > upload.size:
             self._repeat_or_refuse(upload)
@@ -449,5 +449,5 @@ class BlobServer:
                 return False
             raise
         if plane is not None:
-            self._counter.add(plane, "out", sum(len(frame) for frame in frames))
+            self.counter.add(plane, "out", sum(len(frame) for frame in frames))
         return True
