@@ -79,7 +79,10 @@ class JoinString:
             raise JoinError("join.malformed", "the fingerprint is not 64 hexadecimal digits", _SHAPE_FIX)
         if not _TOKEN.fullmatch(token):
             raise JoinError("join.malformed", "the token is cut off or has foreign characters", _SHAPE_FIX)
-        return JoinString(host=host, port=port, fingerprint=fingerprint, token=token)
+        parsed = JoinString(host=host, port=port, fingerprint=fingerprint, token=token)
+        if parsed.format() != text.strip():
+            raise JoinError("join.malformed", f"{target!r} is not written as host:port", _SHAPE_FIX)
+        return parsed
 
 
 def new_token() -> str:

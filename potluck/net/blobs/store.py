@@ -148,10 +148,14 @@ class BlobStore:
 
     def put_bytes(self, data: bytes) -> Digest:
         """Takes bytes in, e.g. a manifest; raises as `put_file` does."""
-        with tempfile.NamedTemporaryFile(dir=self._folder / PARTIAL, suffix=".tmp") as file, disk_errors(self._folder):
-            file.write(data)
-            file.flush()
-            return self.put_file(Path(file.name))
+        with disk_errors(self._folder):
+            descriptor, name = tempfile.mkstemp(dir=self._folder / PARTIAL, suffix=".tmp")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                return self.put_file(Path(name), move=True)
+            finally:
+                Path(name).unlink(missing_ok=True)
 
     def begin(self, digest: Digest, size_bytes: int | None = None) -> Partial:
         """Opens the incoming file of a blob, and continues an earlier one: look at `Partial.offset`.

@@ -128,7 +128,8 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
         header = msgpack.unpackb(frames[0])
     except Exception as error:  # msgpack's exceptions share no base class
         raise ValueError(f"header is not msgpack: {error}") from None
-    cls = _CLASSES.get(header.pop("t", None)) if isinstance(header, dict) else None
+    name_sent = header.pop("t", None) if isinstance(header, dict) else None
+    cls = _CLASSES.get(name_sent) if isinstance(name_sent, str) else None
     if cls is None:
         raise ValueError("header names no known message")
     fields = _FIELDS[cls]
