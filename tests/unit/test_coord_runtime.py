@@ -30,7 +30,7 @@ from coordinator.runtime import PlanEvaluator, Runtime
 from coordinator.wire_events import decode_event
 from potluck.clock import ManualClock
 from potluck.errors import InvariantViolation, NotReachable, PotluckError, ResourceError, SpecError
-from potluck.ids import Digest, NodeId, RunId, task_id
+from potluck.ids import Digest, Fence, NodeId, RunId, task_id
 
 RUN = RunId("run-1")
 NODE = NodeId("n1-box")
@@ -124,7 +124,7 @@ def invite(name: str) -> InviteIssued:
     return InviteIssued(now_ms=0, token_digest=Digest(name), role="node", expires_unix_ms=1)
 
 
-def task_completed(fence: int) -> TaskCompleted:
+def task_completed(fence: Fence) -> TaskCompleted:
     return TaskCompleted(
         now_ms=0,
         node=NODE,
