@@ -371,7 +371,7 @@ class BlobClient:
         gets = [transfer for transfer in self._active.values() if isinstance(transfer, GetTransfer)]
         in_flight = sum(get.in_flight for get in gets)
         now_ms = self._clock.monotonic_ms()
-        while in_flight < self._window.limit_bytes:
+        while in_flight + self._window.chunk_bytes <= self._window.limit_bytes:
             hungry = [get for get in gets if get.wants_more]
             if not hungry:
                 return

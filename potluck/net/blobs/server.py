@@ -12,7 +12,6 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -20,13 +19,14 @@ from zmq.utils import z85
 
 from potluck import telemetry
 from potluck.clock import Clock, SystemClock
-from potluck.errors import DataError, PotluckError, Refused, ResourceError, UsageError
-from potluck.ids import Digest, short
+from potluck.errors import PotluckError, Refused, ResourceError, UsageError
+from potluck.ids import Digest
 from potluck.net.address import is_loopback, join_host_port
 from potluck.net.blobs import wire
 from potluck.net.blobs.curve import CurveKeys
-from potluck.net.blobs.store import BlobStore, Partial
-from potluck.net.blobs.window import LARGE_CHUNK, Window
+from potluck.net.blobs.store import BlobStore
+from potluck.net.blobs.uploads import Uploads
+from potluck.net.blobs.window import LARGE_CHUNK
 from potluck.net.counters import ByteCounter, Plane
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -38,32 +38,11 @@ MESSAGES_A_TURN = 64
 SEND_QUEUE = 512
 """Messages per client; a client's window asks for 128 at most."""
 OPEN_FILES = 32
-TAKE_OVER_MS = 2_000
-"""A sender silent for so long loses its upload to the next who offers the blob."""
-IDLE_UPLOAD_MS = 60_000
-MAX_UPLOADS = 256
+MAX_VERIFIED = 256
 TRUST_MS = 60_000
 """A blob that was hashed and found sound is not hashed again for so long."""
 
 log = telemetry.logger(__name__)
-
-
-@dataclass(kw_only=True)
-class Upload:
-    """One blob coming in, from one client at a time."""
-
-    digest: Digest
-    plane: Plane
-    size: int
-    partial: Partial
-    route: bytes
-    transfer: int
-    asked: int
-    heard_ms: int
-    user: str
-    damages: int = 0
-    waiting: dict[bytes, int] = field(default_factory=dict)
-    """Transfers of other clients that offered the same blob, by route; they hear `Done` too."""
 
 
 class BlobServer:
@@ -102,11 +81,12 @@ class BlobServer:
         self._host, self._port = host, port
         self._keys = keys
         self._is_allowed, self._may_put = is_allowed, may_put
-        self._before_commit, self._on_damaged = before_commit, on_damaged
+        self._on_damaged = on_damaged
         self.counter = counter or ByteCounter()
         self._clock = clock or SystemClock()
-        self._uploads: dict[Digest, Upload] = {}
-        self._windows: dict[bytes, Window] = {}
+        self._uploads = Uploads(
+            store, send=self._send, before_commit=before_commit, counter=self.counter, clock=self._clock
+        )
         self._files: OrderedDict[Digest, tuple[int, int]] = OrderedDict()
         self._verified: OrderedDict[Digest, int] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="blob-server", daemon=True)
@@ -190,12 +170,11 @@ class BlobServer:
                         self._receive_some()
                     if self._clock.monotonic_ms() - swept_ms >= TICK_MS:
                         swept_ms = self._clock.monotonic_ms()
-                        self._sweep(swept_ms)
+                        self._uploads.sweep(swept_ms)
                 except Exception as error:
                     log.failure("blob-server-failed", error)
         finally:
-            for upload in self._uploads.values():
-                upload.partial.close()
+            self._uploads.close()
             for descriptor, _ in self._files.values():
                 os.close(descriptor)
             self._context.destroy(linger=0)
@@ -256,11 +235,11 @@ class BlobServer:
             self.counter.add(message.plane, "in", num_bytes)
             if not self._may_put(user):
                 raise Refused("refused.may-not-put", "this identity may not send blobs", "use a node or admin identity")
-            self._put(route, user, message)
+            self._uploads.offer(route, user, message)
         elif isinstance(message, wire.Chunk):
-            self._take_chunk(route, message, num_bytes)
+            self._uploads.take_chunk(route, message, num_bytes)
         elif isinstance(message, wire.Forget):
-            self._forget(route, message.transfer)
+            self._uploads.forget(route, message.transfer)
         elif isinstance(message, wire.Doubt):
             self._doubt(message.digest)
 
@@ -291,126 +270,6 @@ class BlobServer:
             os.close(oldest)
         return known
 
-    def _put(self, route: bytes, user: str, message: wire.Put) -> None:
-        now_ms = self._clock.monotonic_ms()
-        if self._store.has(message.digest):
-            self._send(route, wire.Done(transfer=message.transfer), message.plane)
-            return
-        upload = self._uploads.get(message.digest)
-        if upload is not None and not self._may_take_over(upload, route, user, now_ms):
-            upload.waiting[route] = message.transfer
-            self._send(route, wire.Wait(transfer=message.transfer), message.plane)
-            return
-        if upload is not None and upload.size != message.size:
-            self._drop(upload)
-            upload = None
-        if upload is None:
-            upload = self._begin(route, user, message, now_ms)
-        upload.route, upload.user, upload.transfer, upload.heard_ms = route, user, message.transfer, now_ms
-        upload.waiting.pop(route, None)
-        upload.plane, upload.asked = message.plane, upload.partial.offset
-        if upload.partial.offset == upload.size:
-            self._finish(upload)
-        else:
-            self._pump(route)
-
-    def _may_take_over(self, upload: Upload, route: bytes, user: str, now_ms: int) -> bool:
-        # A client that came back has a new route, but its key tells that it is the same.
-        same = upload.route == route or (bool(user) and upload.user == user)
-        return same or now_ms - upload.heard_ms >= TAKE_OVER_MS
-
-    def _begin(self, route: bytes, user: str, message: wire.Put, now_ms: int) -> Upload:
-        if len(self._uploads) >= MAX_UPLOADS:
-            raise ResourceError("resource.uploads", f"{MAX_UPLOADS} uploads are open", "try again later")
-        partial = self._store.begin(message.digest, message.size)
-        upload = Upload(
-            digest=message.digest,
-            plane=message.plane,
-            size=message.size,
-            partial=partial,
-            route=route,
-            transfer=message.transfer,
-            asked=partial.offset,
-            heard_ms=now_ms,
-            user=user,
-        )
-        self._uploads[message.digest] = upload
-        return upload
-
-    def _take_chunk(self, route: bytes, chunk: wire.Chunk, num_bytes: int) -> None:
-        upload = next((u for u in self._uploads.values() if u.route == route and u.transfer == chunk.transfer), None)
-        if upload is None or chunk.offset != upload.partial.offset or not chunk.payload:
-            return  # asked for under an earlier number, or before a repeat
-        self.counter.add(upload.plane, "in", num_bytes)
-        upload.heard_ms = self._clock.monotonic_ms()
-        if hashlib.sha256(chunk.payload).digest() != chunk.sha256 or chunk.offset + len(chunk.payload) > upload.size:
-            self._repeat_or_refuse(upload)
-            return
-        try:
-            upload.partial.append(chunk.payload)
-        except Exception:
-            self._drop(upload)
-            raise
-        upload.asked = max(upload.asked, upload.partial.offset)
-        self._window(route).received(len(chunk.payload), upload.heard_ms)
-        if upload.partial.offset == upload.size:
-            self._finish(upload)
-        self._pump(route)
-
-    def _repeat_or_refuse(self, upload: Upload) -> None:
-        upload.damages += 1
-        log.fact("chunk-damaged", blob=short(upload.digest), offset=upload.partial.offset, times=upload.damages)
-        if upload.damages > 1:
-            self._drop(upload)
-            raise DataError(
-                "data.digest-mismatch", f"blob {short(upload.digest)} came damaged twice", "check the sender's memory"
-            )
-        upload.asked = upload.partial.offset
-        self._pump(upload.route)
-
-    def _finish(self, upload: Upload) -> None:
-        del self._uploads[upload.digest]
-        try:
-            upload.partial.finish(self._before_commit)
-        except DataError:
-            upload.partial.discard()
-            raise
-        except Exception:
-            upload.partial.close()
-            raise
-        for route, transfer in [(upload.route, upload.transfer), *upload.waiting.items()]:
-            self._send(route, wire.Done(transfer=transfer), upload.plane)
-
-    def _pump(self, route: bytes) -> None:
-        """Asks a client for more, in turn from each of its uploads, as far as its window goes."""
-        mine = [upload for upload in self._uploads.values() if upload.route == route]
-        window = self._window(route)
-        in_flight = sum(upload.asked - upload.partial.offset for upload in mine)
-        while in_flight < window.limit_bytes:
-            hungry = [upload for upload in mine if upload.asked < upload.size]
-            if not hungry:
-                return
-            upload = min(hungry, key=lambda u: u.asked - u.partial.offset)
-            length = min(window.chunk_bytes, upload.size - upload.asked)
-            if not self._send(
-                route, wire.Want(transfer=upload.transfer, offset=upload.asked, length=length), upload.plane
-            ):
-                return
-            upload.asked += length
-            in_flight += length
-
-    def _window(self, route: bytes) -> Window:
-        return self._windows.setdefault(route, Window())
-
-    def _forget(self, route: bytes, transfer: int) -> None:
-        for upload in list(self._uploads.values()):
-            if upload.route == route and upload.transfer == transfer:
-                self._drop(upload)
-
-    def _drop(self, upload: Upload) -> None:
-        upload.partial.close()
-        del self._uploads[upload.digest]
-
     def _doubt(self, digest: Digest) -> None:
         """A client got this blob damaged. Hashing is dear, so a blob found sound is left in peace for a while."""
         now_ms = self._clock.monotonic_ms()
@@ -418,21 +277,12 @@ class BlobServer:
             return
         if self._store.verify(digest):
             self._verified[digest] = now_ms + TRUST_MS
-            if len(self._verified) > MAX_UPLOADS:
+            if len(self._verified) > MAX_VERIFIED:
                 self._verified.popitem(last=False)
             return
         log.fact("blob-damaged", blob=digest)
         self._store.delete(digest)
         self._on_damaged(digest)
-
-    def _sweep(self, now_ms: int) -> None:
-        for upload in list(self._uploads.values()):
-            if now_ms - upload.heard_ms > IDLE_UPLOAD_MS:
-                log.fact("upload-abandoned", blob=short(upload.digest), offset=upload.partial.offset)
-                self._drop(upload)
-        active = {upload.route for upload in self._uploads.values()}
-        for route in self._windows.keys() - active:
-            del self._windows[route]
 
     def _refuse(self, route: bytes, transfer: int, error: PotluckError) -> None:
         log.fact("blob-refused", error_id=error.error_id, reason=error.message)
