@@ -40,6 +40,8 @@ from potluck.net.remote_errors import error_from_id
 from potluck.v1 import common_pb2, node_pb2
 
 MAX_FIGURES_BYTES = 64 << 10
+MAX_FIGURES_DEPTH = 16
+"""So that no walk over them can run out of stack."""
 MAX_HELD = 256
 MAX_NAME = 128
 MAX_TEXT = 4096
@@ -124,6 +126,8 @@ def figures(text: str) -> Figures:
         raise _bad_figures(str(error)) from None
     if not isinstance(value, dict):
         raise _bad_figures("they are not an object")
+    if _depth(value) > MAX_FIGURES_DEPTH:
+        raise _bad_figures(f"they are nested deeper than {MAX_FIGURES_DEPTH}")
     return value
 
 
@@ -297,6 +301,15 @@ def _digest(what: str, text: str) -> Digest:
 
 def _bad(what: str, value: object, allowed: str) -> UsageError:
     return UsageError("usage.bad-request", f"{what} = {str(value)[:MAX_NAME]!r}", f"allowed: {allowed}")
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items]
+        depth += 1
+    return depth
 
 
 def _bad_figures(why: str) -> DataError:
