@@ -75,12 +75,24 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
 
 
 def sample_train_text(shards: Sequence[Path], sample_bytes: int, train_bytes: int, seed: int) -> Iterator[str]:
-    """Sections of the train split, drawn by a hash of their place, about `sample_bytes` in all."""
+    """Sections of the train split, drawn by a hash of their place, about `sample_bytes` in all.
+
+    Where the draw takes nothing, as it may from a few long sections, the first one stands in.
+    """
     threshold = min(1.0, sample_bytes / max(1, train_bytes)) * 2.0**64
+    first = ""
+    drawn = False
     for number, path in enumerate(shards):
         with path.open(encoding="utf-8") as lines:
             for place, line in enumerate(lines):
+                if first and draw(seed, "bpe", str(number), str(place)) >= threshold:
+                    continue
+                section = json.loads(line)
+                if section["split"] != "train":
+                    continue
+                first = first or section["text"]
                 if draw(seed, "bpe", str(number), str(place)) < threshold:
-                    section = json.loads(line)
-                    if section["split"] == "train":
-                        yield section["text"]
+                    drawn = True
+                    yield section["text"]
+    if not drawn:
+        yield first

@@ -8,6 +8,7 @@ from potluck.errors import CorpusError, UsageError
 from potluck.ids import Json
 from sampling.bpe import encode, train_bpe
 from sampling.records import list_files, read_records
+from sampling.sections import cut
 from sampling.splits import HELD_OUT_FRACTION, draw
 
 SAMPLE_BYTES = 1_500_000
@@ -31,17 +32,19 @@ def estimate(data: Path, *, vocab_size: int = 1024, sample_bytes: int = SAMPLE_B
     measured: list[str] = []
     total = documents = 0
     sources: set[str] = set()
-    for number, record in enumerate(read_records(data, files)):
-        total += len(record.text.encode())
+    sections = 0
+    for record in read_records(data, files):
         documents += 1
         sources.add(record.source)
-        if draw(seed, "estimate", str(number)) < threshold:
-            (fitted if number % 2 else measured).append(record.text[:sample_bytes])
+        for text in cut(record.text):
+            total += len(text.encode())
+            sections += 1
+            if draw(seed, "estimate", str(sections)) < threshold:
+                (fitted if sections % 2 else measured).append(text)
     if not documents:
         raise CorpusError("corpus.empty", f"no text in {data}", "every record is blank: give it text")
     if not fitted or not measured:
-        text = next(read_records(data, files)).text[:sample_bytes]
-        fitted = measured = [text]
+        fitted = measured = [next(cut(next(read_records(data, files)).text))]
     tokenizer = train_bpe(fitted, vocab_size)
     tokens = sum(len(ids) for ids in encode(tokenizer, measured))
     ratio = sum(len(text.encode()) for text in measured) / max(1, tokens)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from potluck.errors import CorpusError
+from potluck.errors import CorpusError, UsageError
 from potluck.ids import Digest, Json, canonical_json, digest_file
 from sampling.records import Record, list_files, read_records
 from sampling.sections import SECTION_BYTES, cut
@@ -97,8 +97,10 @@ def ingest(data: Path, out: Path, *, seed: int = 0, progress: Progress = lambda 
     Raises:
         CorpusError: ``corpus.missing``, ``corpus.empty``, ``corpus.not-utf8``, ``corpus.not-json``,
             ``corpus.no-text-field``, ``corpus.too-small``, ``corpus.changed``.
+        UsageError: ``usage.out-inside-data``.
     """
     files, passed_over = list_files(data)
+    _refuse_inside(out, data)
     index = _Index()
     total = sum(path.stat().st_size for path in files) or 1
     seen = 0
@@ -123,6 +125,13 @@ def ingest(data: Path, out: Path, *, seed: int = 0, progress: Progress = lambda 
         raise _changed(data)
     progress(1.0)
     return writer.finish(index)
+
+
+def _refuse_inside(out: Path, data: Path) -> None:
+    """Shards among the texts would be read as text the next time; hidden folders are never read."""
+    inside = out.resolve().is_relative_to(data.resolve())
+    if inside and not any(part.startswith(".") for part in out.resolve().relative_to(data.resolve()).parts):
+        raise UsageError("usage.out-inside-data", f"{out} lies inside {data}", "write the shards somewhere else")
 
 
 def _changed(data: Path) -> CorpusError:

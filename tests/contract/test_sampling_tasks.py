@@ -111,6 +111,19 @@ def test_equal_tasks_give_equal_bytes(bench: Bench) -> None:
     assert bench.tokenise("shuffled") != bench.tokens
 
 
+def test_a_tokenizer_is_trained_on_train_text_alone_and_on_some_of_it_at_least(bench: Bench) -> None:
+    from sampling.bpe import sample_train_text
+
+    shard = bench.blobs.path(bench.shard)
+    train = {s["text"] for s in map(json.loads, shard.read_text().splitlines()) if s["split"] == "train"}
+    everything = list(sample_train_text([shard], 10**9, 1, 0))
+    assert set(everything) == train
+    some = list(sample_train_text([shard], 20_000, sum(map(len, train)), 0))
+    assert set(some) < train
+    assert 10_000 < sum(map(len, some)) < 30_000
+    assert len(list(sample_train_text([shard], 0, 10**9, 0))) == 1
+
+
 def test_the_tokens_manifest_lists_every_blob_it_needs(bench: Bench) -> None:
     manifest = bench.manifest
     listed = set(manifest["blobs"].values())

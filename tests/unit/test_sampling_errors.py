@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from potluck.errors import CorpusError
+from potluck.errors import CorpusError, UsageError
 from sampling.__main__ import main
 from sampling.ingest import ingest
 
@@ -72,6 +72,15 @@ def test_how_much_text_is_needed_is_said(tmp_path: Path) -> None:
         ingest(tmp_path / "d.txt", tmp_path / "out")
 
 
+def test_shards_among_the_texts_are_refused_but_not_in_a_hidden_folder(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("some words of text\n" * 2500)
+    with pytest.raises(UsageError) as caught:
+        ingest(tmp_path, tmp_path / "shards")
+    assert caught.value.error_id == "usage.out-inside-data"
+    first = ingest(tmp_path, tmp_path / ".shards").digest
+    assert ingest(tmp_path, tmp_path / ".shards").digest == first
+
+
 def test_text_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     text = "".join(json.dumps({"text": f"{i} " * 60}) + "\n" for i in range(1000))
@@ -133,3 +142,7 @@ def test_an_estimate_comes_near_the_truth_and_refuses_odd_vocabularies(
     assert answer["train_tokens"] == int(answer["tokens"] * 0.9)
     assert answer["bytes"] / answer["tokens"] == pytest.approx(answer["bytes_per_token"])
     assert main(["estimate", str(tmp_path / "in.jsonl"), "--vocab-size", "7"]) == 2
+    (tmp_path / "long.txt").write_text("one long text without any end " * 10_000)
+    assert main(["estimate", str(tmp_path / "long.txt"), "--sample-bytes", "10", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["bytes"], answer["documents"]) == (300_000, 1)
