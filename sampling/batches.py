@@ -15,6 +15,10 @@ from sampling.rows import TokenRows, rows_at, stream_rows
 from sampling.taskio import BlobReader, load_array
 
 
+BLOCK_STEPS = 64
+"""Steps whose row indices are computed at once: one by one they would cost as much as a tiny model's step."""
+
+
 class SegmentReader:
     """The train rows of one segment, batch by batch.
 
@@ -46,6 +50,8 @@ class SegmentReader:
         self._batch_size = batch_size
         self._columns = columns
         needed = (segment.end_step - segment.start_step) * batch_size
+        self._block = -1
+        self._block_rows = np.empty(0, dtype=np.int64)
         self._chosen = chosen_positions(segment.data, blobs)
         self.num_rows = needed if self._chosen is None else len(self._chosen)
         if self.num_rows < needed:
@@ -56,14 +62,20 @@ class SegmentReader:
         """uint16 [batch_size, columns] of the step (counted over the lineage, not the segment)."""
         segment = self._segment
         assert segment.start_step <= step < segment.end_step, (step, segment.start_step, segment.end_step)
-        first = (step - segment.start_step) * self._batch_size
-        data = segment.data
-        if self._chosen is None:
-            rows = stream_rows(len(self._rows), data.key, data.start + first, self._batch_size)
-        else:
-            positions = data.start + self._chosen[first : first + self._batch_size]
-            rows = rows_at(len(self._rows), data.key, positions)
+        block, place = divmod(step - segment.start_step, BLOCK_STEPS)
+        if block != self._block:
+            self._block, self._block_rows = block, self._rows_of_block(block)
+        rows = self._block_rows[place * self._batch_size : (place + 1) * self._batch_size]
         return self._rows.take(rows)[:, : self._columns]
+
+    def _rows_of_block(self, block: int) -> np.ndarray:
+        """Row indices of the steps of a block, in order."""
+        data = self._segment.data
+        first = block * BLOCK_STEPS * self._batch_size
+        count = min(BLOCK_STEPS * self._batch_size, self.num_rows - first)
+        if self._chosen is None:
+            return stream_rows(len(self._rows), data.key, data.start + first, count)
+        return rows_at(len(self._rows), data.key, data.start + self._chosen[first : first + count])
 
 
 def chosen_positions(data: SegmentData, blobs: BlobReader) -> np.ndarray | None:
