@@ -14,7 +14,6 @@ from sampling.permute import permute
 from sampling.rows import TokenRows, rows_at, stream_rows
 from sampling.taskio import BlobReader, load_array
 
-
 BLOCK_STEPS = 64
 """Steps whose row indices are computed at once: one by one they would cost as much as a tiny model's step."""
 
