@@ -351,6 +351,7 @@ def test_closing_the_client_cancels_what_is_under_way(hub: Hub) -> None:
     future = client.get(digest_bytes(b"x"), "weights")
     client.close()
     assert error_of(future).error_id == "net.cancelled"
+    assert error_of(client.get(digest_bytes(b"x"), "weights")).error_id == "net.cancelled"
     assert not any(thread.name == "blob-client" for thread in threading.enumerate())
 
 

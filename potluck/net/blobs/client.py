@@ -6,25 +6,26 @@ timer: after a silence it goes on from the bytes it has, under a new number.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from potluck import telemetry
 from potluck.clock import Clock, SystemClock
-from potluck.errors import JoinError, NotReachable, PotluckError, Refused, UsageError
+from potluck.errors import NotReachable, PotluckError, UsageError
 from potluck.ids import Digest, short
 from potluck.net.address import is_loopback
 from potluck.net.blobs import wire
+from potluck.net.blobs.connection import Connection
 from potluck.net.blobs.store import BlobStore
 from potluck.net.blobs.transfers import GetTransfer, PutTransfer, Transfer
 from potluck.net.blobs.window import Window
@@ -41,9 +42,6 @@ GIVE_UP_AFTER_MS = 60_000
 MAX_ACTIVE = 4
 """More transfers at once only make each slower; the rest wait in order."""
 MESSAGES_A_TURN = 64
-WRONG_KEY_HANDSHAKES = 3
-"""A connection that dies in mid-handshake looks like a wrong server key; a third in a row is one."""
-RECONNECT_MS, RECONNECT_MAX_MS = 100, 2_000
 
 log = telemetry.logger(__name__)
 
@@ -87,14 +85,12 @@ class BlobClient:
         self._numbers = itertools.count(1)
         self._waiting: deque[Transfer] = deque()
         self._active: dict[int, Transfer] = {}
-        self._outbox: deque[tuple[int, Plane, list[bytes | memoryview]]] = deque()
         self._window = Window()
         self._heard_ms = 0
-        self._failed_handshakes = 0
         self._closing = False
+        self._ended = threading.Event()
         self._context: zmq.Context[Any] = zmq.Context()
-        self._dealer: zmq.Socket[Any] | None = None
-        self._monitor: zmq.Socket[Any] | None = None
+        self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="blob-client", daemon=True)
         self._thread.start()
 
@@ -131,6 +127,8 @@ class BlobClient:
     def _submit(self, transfer: Transfer, future: Future[Any]) -> None:
         future.add_done_callback(lambda _: self._order(lambda: None))
         self._order(lambda: self._enlist(transfer, future))
+        if self._ended.is_set():  # then nobody may be left to read the order
+            _fail([future], _closed_error())
 
     def _order(self, command: Callable[[], None]) -> None:
         self._commands.put(command)
@@ -146,7 +144,7 @@ class BlobClient:
 
     def _enlist(self, transfer: Transfer, future: Future[Any]) -> None:
         if self._closing:
-            _fail([future], NotReachable("net.cancelled", "the blob client is closed", "open a new one"))
+            _fail([future], _closed_error())
             return
         for known in [*self._active.values(), *self._waiting]:
             if type(known) is type(transfer) and known.digest == transfer.digest:
@@ -165,104 +163,46 @@ class BlobClient:
                 except Exception as error:
                     log.failure("blob-client-failed", error)
                     self._fail_all(PotluckError("bug.internal", f"the blob client failed inside: {error}"))
-                    self._disconnect(poller)
+                    self._disconnect()
         finally:
-            self._fail_all(NotReachable("net.cancelled", "the blob client was closed", "start the transfer again"))
-            self._disconnect(poller)
+            self._ended.set()
+            self._fail_all(_closed_error())
+            self._disconnect()
             self._context.destroy(linger=0)
             self._wake_reading.close()
             self._wake_writing.close()
 
     def _turn(self, poller: zmq.Poller) -> None:
-        busy = bool(self._active or self._waiting)
-        if busy and self._dealer is None:
-            self._connect(poller)
-        if self._dealer is not None:
-            poller.modify(self._dealer, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0))
-        ready = dict(poller.poll(TICK_MS if busy else IDLE_MS))
+        if self._connection is not None:
+            self._connection.watch()
+        ready = dict(poller.poll(TICK_MS if self._active else IDLE_MS))
         if self._wake_reading.fileno() in ready:
             self._wake_reading.recv(4096)
         while not self._commands.empty():
             self._commands.get_nowait()()
-        if self._monitor in ready:
-            self._read_monitor(poller)
-        if self._dealer is not None and self._dealer in ready:
-            self._receive_some()
+        if self._connection is not None:
+            self._receive_some(self._connection)
         self._drop_cancelled()
+        if self._waiting and self._connection is None:
+            self._connection = Connection(self._context, poller, self._identity, self._target, self.counter)
         self._start_waiting()
         self._check_timers()
         self._pump()
-        self._flush()
+        if self._connection is not None:
+            self._connection.flush()
 
-    def _connect(self, poller: zmq.Poller) -> None:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.linger = 0
-        dealer.maxmsgsize = wire.MAX_MESSAGE_BYTES
-        # Nothing queues for a server that is away: what is asked for anew must not be asked twice.
-        dealer.immediate = True
-        dealer.reconnect_ivl, dealer.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
-        dealer.heartbeat_ivl, dealer.heartbeat_timeout = 1_000, 3_000
-        if self._target.startswith("["):
-            dealer.ipv6 = True
-        if not self._identity.insecure:
-            dealer.curve_publickey = self._identity.curve_public.encode()
-            dealer.curve_secretkey = self._identity.curve_secret.encode()
-            dealer.curve_serverkey = self._identity.curve_server_key.encode()
-        self._monitor = dealer.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        )
-        dealer.connect(f"tcp://{self._target}")
-        self._dealer = dealer
-        self._failed_handshakes = 0
-        poller.register(dealer, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _disconnect(self, poller: zmq.Poller) -> None:
-        if self._dealer is None or self._monitor is None:
+    def _receive_some(self, connection: Connection) -> None:
+        refusal = connection.refusal()
+        if refusal is not None:
+            self._fail_all(refusal)
+            self._disconnect()
             return
-        poller.unregister(self._dealer)
-        poller.unregister(self._monitor)
-        self._dealer.disable_monitor()
-        self._monitor.close(linger=0)
-        self._dealer.close(linger=0)
-        self._dealer = self._monitor = None
-        self._outbox.clear()
-
-    def _read_monitor(self, poller: zmq.Poller) -> None:
-        assert self._monitor is not None
-        event = recv_monitor_message(self._monitor)["event"]
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._failed_handshakes = 0
-            return
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            # A refused socket never dials again, so the next transfer gets a new one.
-            self._fail_all(
-                Refused("refused.data-key", f"{self._target} does not allow this machine's data key", "join again")
-            )
-            self._disconnect(poller)
-            return
-        self._failed_handshakes += 1
-        if self._failed_handshakes >= WRONG_KEY_HANDSHAKES:
-            self._fail_all(
-                JoinError(
-                    "join.wrong-data-key",
-                    f"{self._target} has another key than at the join, or none",
-                    "join again; start both sides with --insecure or neither",
-                )
-            )
-            self._disconnect(poller)
-
-    def _receive_some(self) -> None:
-        assert self._dealer is not None
-        for _ in range(MESSAGES_A_TURN):
-            try:
-                frames = self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            buffers = [frame.buffer for frame in frames]
+        for buffers in connection.receive(MESSAGES_A_TURN):
             try:
                 message = wire.decode(buffers)
             except ValueError as error:
@@ -288,7 +228,7 @@ class BlobClient:
             self._handle_chunk(transfer, message)
         elif isinstance(message, wire.Want) and isinstance(transfer, PutTransfer):
             transfer.progress()
-            self._say(transfer, transfer.read(message))
+            self._say(transfer.number, transfer.plane, transfer.read(message))
         elif isinstance(message, wire.Done) and isinstance(transfer, PutTransfer):
             self._succeed(transfer, transfer.digest)
 
@@ -310,8 +250,7 @@ class BlobClient:
                 return
             sound = False
         if not sound and transfer.damages > 1:
-            self._say(transfer, wire.Doubt(transfer=transfer.number, digest=transfer.digest))
-            self._flush()
+            self._say(0, transfer.plane, wire.Doubt(transfer=0, digest=transfer.digest))
             raise transfer.damage_error()
         if not sound:
             log.fact("blob-came-damaged", blob=short(transfer.digest), offset=transfer.offset)
@@ -339,11 +278,12 @@ class BlobClient:
         self._active[transfer.number] = transfer
         first = transfer.ask_again()
         if first is not None:
-            self._say(transfer, first)
+            self._say(transfer.number, transfer.plane, first)
 
     def _retire(self, transfer: Transfer) -> None:
         self._active.pop(transfer.number, None)
-        self._outbox = deque(item for item in self._outbox if item[0] != transfer.number)
+        if self._connection is not None:
+            self._connection.unsay(transfer.number)
 
     def _check_timers(self) -> None:
         now_ms = self._clock.monotonic_ms()
@@ -377,21 +317,13 @@ class BlobClient:
                 return
             chosen = min(hungry, key=lambda get: get.in_flight)
             message = chosen.ask(self._window.chunk_bytes, now_ms)
-            self._say(chosen, message)
+            self._say(chosen.number, chosen.plane, message)
             in_flight += message.length
 
-    def _say(self, transfer: Transfer, message: wire.Message) -> None:
-        self._outbox.append((transfer.number, transfer.plane, wire.encode(message)))
-
-    def _flush(self) -> None:
-        while self._outbox and self._dealer is not None:
-            _, plane, frames = self._outbox[0]
-            try:
-                self._dealer.send_multipart(frames, zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._outbox.popleft()
-            self.counter.add(plane, "out", sum(len(frame) for frame in frames))
+    def _say(self, number: int, plane: Plane, message: wire.Message) -> None:
+        """Number 0 is for what outlives its transfer."""
+        assert self._connection is not None
+        self._connection.say(number, plane, message)
 
     def _drop_cancelled(self) -> None:
         for transfer in list(self._active.values()):
@@ -399,14 +331,14 @@ class BlobClient:
                 self._retire(transfer)
                 transfer.close()
                 if isinstance(transfer, PutTransfer):
-                    self._say(transfer, wire.Forget(transfer=transfer.number))
+                    self._say(0, transfer.plane, wire.Forget(transfer=transfer.number))
         self._waiting = deque(t for t in self._waiting if not all(future.cancelled() for future in t.futures))
 
     def _succeed(self, transfer: Transfer, result: object) -> None:
         self._retire(transfer)
         transfer.close()
         for future in transfer.futures:
-            if future.set_running_or_notify_cancel():
+            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
                 future.set_result(result)
 
     def _fail(self, transfer: Transfer, error: PotluckError) -> None:
@@ -425,5 +357,9 @@ class BlobClient:
 
 def _fail(futures: list[Future[Any]], error: PotluckError) -> None:
     for future in futures:
-        if future.set_running_or_notify_cancel():
+        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
             future.set_exception(error)
+
+
+def _closed_error() -> NotReachable:
+    return NotReachable("net.cancelled", "the blob client is closed", "open a new one and start the transfer again")
