@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from coordinator.collector import hold
 from coordinator.plans.base import CorpusFacts
 from potluck.config import to_mapping
 from potluck.errors import CorpusError
@@ -17,7 +18,7 @@ _PUT_AGAIN = "start the run with `potluck run start`, which puts the corpus firs
 
 
 def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
-    """The corpus manifest, if it and every shard it names are in the store.
+    """The corpus manifest, if it and every shard it names are in the store; they stay there from here on.
 
     Raises:
         CorpusError: ``corpus.not-at-hub``, ``corpus.incomplete`` or ``corpus.bad-manifest``.
@@ -33,7 +34,7 @@ def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
             raise ValueError("it is of another kind")
     except (ValueError, KeyError, TypeError) as error:
         raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
-    missing = [shard for shard in shards if not store.has(shard)]
+    missing = hold(store, (corpus, *shards))
     if missing:
         what = f"{len(missing)} of {len(shards)} shards of corpus {short(corpus)} are not in the store"
         raise CorpusError("corpus.incomplete", what, _PUT_AGAIN)

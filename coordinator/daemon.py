@@ -7,7 +7,7 @@ import contextlib
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
@@ -15,12 +15,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.admin import AdminService
+from coordinator.collector import COLLECT_EVERY_S, Collector
 from coordinator.core.events import DrainRequested
 from coordinator.core.machine import Machine
 from coordinator.core.state import State
 from coordinator.enrol import DEFAULT_EXPIRES_MS, Enrolment, EnrolService, issue_tokens
 from coordinator.home import CoordinatorHome, Keys, Ports
 from coordinator.journal import SqliteJournal
+from coordinator.local_admin import Reach, renew_administrator
 from coordinator.peers import AccessList
 from coordinator.planning import evaluate_plan
 from coordinator.runtime import Runtime
@@ -28,18 +30,16 @@ from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
 from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
-from potluck.errors import JoinError, UsageError
-from potluck.ids import Json, NodeId
+from potluck.errors import UsageError
+from potluck.ids import Json
 from potluck.net.address import is_loopback, reachable_address
-from potluck.net.blobs.curve import new_curve_keys
 from potluck.net.blobs.server import BlobServer
 from potluck.net.blobs.store import BlobStore
 from potluck.net.channels import bind, new_server, server_credentials
 from potluck.net.counters import ByteCounter, Plane
 from potluck.net.guard import Guard
-from potluck.net.identity import Identity
 from potluck.net.join import INSECURE, JoinString
-from potluck.net.tls import fingerprint, new_key_and_csr
+from potluck.net.tls import fingerprint
 from potluck.telemetry import logger
 from potluck.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, node_pb2, node_pb2_grpc
 
@@ -153,15 +153,16 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[asyncio.Task[None]]:
-        """The runtime's task and the one that saves the counters."""
+        """The runtime's task, and those that save the counters and make room for blobs."""
         running = asyncio.create_task(self._runtime.run(self._boot_id))
         saving = asyncio.create_task(self._save_bytes_often())
+        collecting = asyncio.create_task(self._collect_often())
         try:
             yield running
         finally:
-            for task in (saving, running):
+            for task in (saving, collecting, running):
                 task.cancel()
-            await asyncio.wait((saving, running))
+            await asyncio.wait((saving, collecting, running))
             if not running.cancelled() and (error := running.exception()) is not None:
                 raise error
 
@@ -275,56 +276,17 @@ class Daemon:
 
     async def _open_door(self) -> str | None:
         """Renews the local administrator's identity; at the first start, makes the one join string."""
-        await self._renew_admin()
-        if await self._runtime.read(_has_invited_nodes):
-            return None
-        (token,) = await issue_tokens(self._runtime, count=1, expires_ms=DEFAULT_EXPIRES_MS, role="node")
-        return self._join_string(token)
-
-    async def _renew_admin(self) -> None:
-        """The local command line is an enrolled peer like others; its certificate and our ports are new each start."""
-        identity = await self._known_admin() or await self._enrol_admin()
-        key_pem, csr_pem = new_key_and_csr(identity.node_id)
-        certificate_pem = self._keys.authority.issue(csr_pem, node_id=identity.node_id, role="admin")
-        renewed = replace(
-            identity,
-            key_pem=key_pem,
-            certificate_pem=certificate_pem,
+        reach = Reach(
             host=WILDCARDS.get(self._options.host, self._options.host),
             control_port=self._ports.control,
             data_port=self._ports.data,
             insecure=self._options.insecure,
         )
-        renewed.save(self._home.admin_identity)
-
-    async def _known_admin(self) -> Identity | None:
-        try:
-            identity = Identity.load(self._home.admin_identity)
-        except JoinError:
+        await renew_administrator(self._runtime, self._enrolment, self._keys, self._home.admin_identity, reach)
+        if await self._runtime.read(_has_invited_nodes):
             return None
-        known = await self._runtime.read(lambda state: _may_administer(state, identity))
-        return identity if known else None
-
-    async def _enrol_admin(self) -> Identity:
-        curve = new_curve_keys()
-        key_pem, csr_pem = new_key_and_csr("admin")
-        (token,) = await issue_tokens(self._runtime, count=1, expires_ms=DEFAULT_EXPIRES_MS, role="admin")
-        peer, certificate_pem = await self._enrolment.enrol(
-            token=token, csr_pem=csr_pem, curve_public_key=curve.public, name="admin"
-        )
-        return Identity(
-            node_id=NodeId(peer.node),
-            role="admin",
-            key_pem=key_pem,
-            certificate_pem=certificate_pem,
-            ca_pem=self._keys.authority.ca_pem,
-            curve_public=curve.public,
-            curve_secret=curve.secret,
-            curve_server_key=self._keys.curve.public,
-            host="127.0.0.1",
-            control_port=self._ports.control,
-            data_port=self._ports.data,
-        )
+        (token,) = await issue_tokens(self._runtime, count=1, expires_ms=DEFAULT_EXPIRES_MS, role="node")
+        return self._join_string(token)
 
     def _join_string(self, token: str) -> str:
         options = self._options
@@ -355,6 +317,17 @@ class Daemon:
             await asyncio.sleep(SAVE_BYTES_S)
             self._save_bytes()
 
+    # --- room ----------------------------------------------------------------------------------------
+
+    async def _collect_often(self) -> None:
+        collector = Collector(runtime=self._runtime, store=self._store, folder=self._home.blobs)
+        while True:
+            await asyncio.sleep(COLLECT_EVERY_S)
+            try:
+                await collector.make_room()
+            except Exception as error:
+                log.failure("collection-failed", error)
+
 
 def _someone_works(state: State) -> bool:
     return any(lease.node in state.ephemeral.sessions for lease in state.durable.leases.values())
@@ -362,11 +335,6 @@ def _someone_works(state: State) -> bool:
 
 def _has_invited_nodes(state: State) -> bool:
     return any(invite.role == "node" for invite in state.durable.invites.values())
-
-
-def _may_administer(state: State, identity: Identity) -> bool:
-    peer = state.durable.peers.get(identity.node_id)
-    return peer is not None and not peer.revoked and peer.curve_public_key == identity.curve_public
 
 
 def _all_free(host: str, ports: Ports) -> bool:

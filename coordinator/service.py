@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
 
 from coordinator import wire
+from coordinator.collector import hold
 from coordinator.core.events import LeaseRenewed, SessionClosed
 from coordinator.core.state import State
 from coordinator.runtime import Runtime
@@ -62,7 +63,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     async def Commit(self, request: node_pb2.CommitRequest, context: Context) -> node_pb2.CommitResponse:
         event = wire.checkpoint_committed(request, caller(context).node_id, self._runtime.now_ms())
-        missing = self._missing((event.child, event.weights, event.optimizer))
+        missing = hold(self._store, (event.child, event.weights, event.optimizer))
         if missing:
             return node_pb2.CommitResponse(reason="the store lacks these blobs", missing=missing)
         return wire.commit_response(await self._runtime.submit(event))
@@ -71,7 +72,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.CompleteTaskRequest, context: Context
     ) -> node_pb2.CompleteTaskResponse:
         event = wire.task_completed(request, caller(context).node_id, self._runtime.now_ms())
-        missing = self._missing(digest for _, digest in event.blobs)
+        missing = hold(self._store, (digest for _, digest in event.blobs))
         if missing:
             return node_pb2.CompleteTaskResponse(reason="the store lacks these blobs", missing=missing)
         return wire.task_response(await self._runtime.submit(event))
@@ -143,9 +144,6 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                 case "hello" | None:
                     raise UsageError("usage.bad-request", "a second hello, or an empty item", "say hello once")
         return False
-
-    def _missing(self, digests: Iterable[Digest]) -> list[Digest]:
-        return [digest for digest in dict.fromkeys(digests) if not self._store.has(digest)]
 
 
 class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
