@@ -51,7 +51,7 @@ class BlobClient:
 
     Futures fail with: ``data.missing-blob``, ``data.digest-mismatch`` (twice damaged), ``resource.quota`` and
     ``resource.disk-full`` (here or there), ``refused.data-key``, ``refused.may-not-put``, ``refused.partial-busy``,
-    ``join.wrong-data-key``, ``net.no-progress``. Cancelling a future stops its transfer unless another waits for it.
+    ``net.no-progress``, ``net.data-handshake``. Cancelling a future stops its transfer unless another waits for it.
     """
 
     def __init__(
@@ -291,20 +291,25 @@ class BlobClient:
         for transfer in list(self._active.values()):
             silence_ms = now_ms - transfer.heard_ms
             if now_ms - transfer.alive_ms >= self._give_up_after_ms:
-                minutes = self._give_up_after_ms / 60_000
-                self._fail(
-                    transfer,
-                    NotReachable(
-                        "net.no-progress",
-                        f"{transfer.where}: nothing came from {self._target} for {minutes:g} minutes",
-                        "is the coordinator running, and its data port open?",
-                    ),
-                )
+                self._fail(transfer, self._no_progress(transfer))
             elif silence_ms >= (transfer.patience_ms if socket_silent else STARVED_MS):
                 if socket_silent:
                     self._window = Window()
                 transfer.grow_patience(now_ms, MAX_PATIENCE_MS)
                 self._renew(transfer)
+
+    def _no_progress(self, transfer: Transfer) -> NotReachable:
+        if self._connection is not None and self._connection.failed_handshakes:
+            return NotReachable(
+                "net.data-handshake",
+                f"{transfer.where}: {self._target} breaks off every handshake",
+                "is the coordinator running? If it is another than the one joined, join again",
+            )
+        return NotReachable(
+            "net.no-progress",
+            f"{transfer.where}: nothing came from {self._target} for {self._give_up_after_ms / 1000:g} s",
+            "is the coordinator running, and its data port open?",
+        )
 
     def _pump(self) -> None:
         """Asks for more, in turn for each get, as far as the window goes."""

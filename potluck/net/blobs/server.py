@@ -292,12 +292,15 @@ class BlobServer:
     def _send(self, route: bytes, message: wire.Message, plane: Plane | None) -> bool:
         """False if the client is gone or does not read; its own timer then asks anew."""
         frames = wire.encode(message)
+        num_bytes = sum(len(frame) for frame in frames)
+        if plane is not None:  # before, so that nobody who has the answer finds it uncounted
+            self.counter.add(plane, "out", num_bytes)
         try:
             self._router.send_multipart([route, *frames], zmq.NOBLOCK)
         except zmq.ZMQError as error:
+            if plane is not None:
+                self.counter.add(plane, "out", -num_bytes)
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
             raise
-        if plane is not None:
-            self.counter.add(plane, "out", sum(len(frame) for frame in frames))
         return True
