@@ -92,7 +92,7 @@ class World:
                 self.up(route, chunk)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(FATES), max_size=60))
 def test_whatever_the_wire_does_each_client_hears_done_once_it_heals_and_the_blob_is_right(fates: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +102,7 @@ def test_whatever_the_wire_does_each_client_hears_done_once_it_heals_and_the_blo
         for fate in fates:
             world.step(fate)
             assert not world.store.has(DIGEST) or world.store.verify(DIGEST)
+            assert all(DATA.startswith(part.read_bytes()) for part in (Path(folder) / "partial").iterdir())
         for _ in range(4):
             for route in ROUTES:
                 if route not in world.done:
@@ -116,7 +117,20 @@ def test_whatever_the_wire_does_each_client_hears_done_once_it_heals_and_the_blo
         world.uploads.close()
 
 
-@settings(max_examples=150, deadline=None)
+def test_one_damaged_piece_is_asked_for_again_without_the_clients_timer_and_who_waited_hears_done(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    for route in ROUTES:
+        world.renew(route)
+    world.step("damage")
+    while world.wire:
+        world.step("deliver")
+    assert world.done == set(ROUTES)
+    assert world.numbers == dict.fromkeys(ROUTES, 1)
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["deliver", "deliver", "drop", "twice", "last", "damage", "renew"]), max_size=40))
 def test_a_get_takes_chunks_in_any_order_and_ends_with_the_blob_or_with_two_damages(fates: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
