@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# Read when gRPC is first imported; without it every failed handshake writes to stderr.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from coordinator.daemon import Daemon, Options, Stop
-from potluck.errors import InvariantViolation, PotluckError
+from potluck.errors import InvariantViolation, PotluckError, ResourceError
 from potluck.ids import Json
 
 
@@ -32,9 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PotluckError as error:
         if isinstance(error, InvariantViolation):
             traceback.print_exception(error)
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+        return _complain(error)
+    except OSError as error:
+        return _complain(ResourceError("resource.home", str(error), "see that the home can be written"))
+    except Exception as error:
+        traceback.print_exception(error)
+        fix = "report this with the traceback; what was promised is in the journal"
+        return _complain(InvariantViolation("bug.coordinator", f"{type(error).__name__}: {error}", fix))
     return 0
+
+
+def _complain(error: PotluckError) -> int:
+    sys.stderr.write(f"{error}\n")
+    return error.exit_code
 
 
 async def _serve(options: Options) -> None:

@@ -69,11 +69,11 @@ async def coordinator(home: Path, *, insecure: bool = False, port: int = 0) -> A
 
 
 def admin_stub(channel: grpc.aio.Channel) -> Any:
-    return admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+    return admin_pb2_grpc.AdminServiceStub(channel)
 
 
 def node_stub(channel: grpc.aio.Channel) -> Any:
-    return node_pb2_grpc.NodeServiceStub(channel)  # type: ignore[no-untyped-call]
+    return node_pb2_grpc.NodeServiceStub(channel)
 
 
 def hello_up(boot_id: str = "boot", address: str = "") -> node_pb2.SessionUp:
@@ -91,7 +91,7 @@ async def open_session(channel: grpc.aio.Channel, boot_id: str = "boot", address
 
 async def rest_of(call: Any) -> list[node_pb2.DownItem]:
     items: list[node_pb2.DownItem] = []
-    while (down := await call.read()) is not grpc.aio.EOF:
+    while down := await call.read():  # EOF is false
         items.extend(down.items)
     return items
 
@@ -269,7 +269,7 @@ async def test_a_result_is_not_taken_before_the_store_has_its_blobs(tmp_path: Pa
             assert not answer.missing
             assert "no run wants this lineage" in answer.reason
             locate = artifact_pb2.LocateRequest(digests=[digest, UNKNOWN])
-            stub: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
             found = await stub.Locate(locate, timeout=DEADLINE_S)
             assert [(at.at_hub, at.size_bytes) for at in found.locations] == [(True, 7), (False, 0)]
 
@@ -384,7 +384,7 @@ async def test_a_stopping_coordinator_says_bye_and_takes_no_lease_away(tmp_path:
         call = await open_session(channel)
     items = await rest_of(call)
     assert items[-1].WhichOneof("item") == "bye"
-    await channel.close()
+    await channel.close(None)
 
 
 @in_loop

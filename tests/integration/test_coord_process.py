@@ -69,14 +69,14 @@ def process(home: Path, *arguments: str, **environment: str) -> Iterator[Process
 
 def invite(admin: Identity) -> str:
     with open_sync_channel(admin) as channel:
-        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
         return str(stub.Invite(admin_pb2.InviteRequest(), timeout=DEADLINE_S).join_strings[0])
 
 
 def acquire(identity: Identity, request_id: int) -> node_pb2.AcquireLeaseResponse:
     request = node_pb2.AcquireLeaseRequest(request_id=request_id, boot_id="boot", free_memory_bytes=1)
     with open_sync_channel(identity) as channel:
-        stub: Any = node_pb2_grpc.NodeServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = node_pb2_grpc.NodeServiceStub(channel)
         answer: node_pb2.AcquireLeaseResponse = stub.AcquireLease(request, timeout=DEADLINE_S)
     return answer
 
@@ -97,7 +97,7 @@ def test_an_administrator_can_shut_it_down(tmp_path: Path) -> None:
     with process(tmp_path) as p:
         p.ready()
         with open_sync_channel(p.admin()) as channel:
-            stub: Any = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
             assert "drain" in stub.Shutdown(admin_pb2.ShutdownRequest(), timeout=DEADLINE_S).message
         assert p.end()[0] == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_no_figures_are_an_empty_object() -> None:
 
 @pytest.mark.parametrize("field", ["lineage", "parent", "child", "weights", "optimizer"])
 def test_a_commit_with_a_malformed_digest_is_refused_by_name(field: str) -> None:
-    digests = dict.fromkeys(("lineage", "parent", "child", "weights", "optimizer"), "a" * 64)
+    digests: dict[str, Any] = dict.fromkeys(("lineage", "parent", "child", "weights", "optimizer"), "a" * 64)
     request = node_pb2.CommitRequest(**{**digests, field: "A" * 64}, end_step=1)
     with pytest.raises(UsageError, match=field):
         wire.checkpoint_committed(request, NODE, 0)
@@ -67,21 +68,19 @@ def test_a_commit_with_a_malformed_digest_is_refused_by_name(field: str) -> None
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 4), (4, 4), (5, 4)])
 def test_a_commit_of_an_impossible_range_is_refused(start: int, end: int) -> None:
-    digests = dict.fromkeys(("lineage", "child", "weights", "optimizer"), "a" * 64)
+    digests: dict[str, Any] = dict.fromkeys(("lineage", "child", "weights", "optimizer"), "a" * 64)
     with pytest.raises(UsageError):
         wire.checkpoint_committed(node_pb2.CommitRequest(**digests, start_step=start, end_step=end), NODE, 0)
 
 
 def test_a_first_commit_has_no_parent() -> None:
-    digests = dict.fromkeys(("lineage", "child", "weights", "optimizer"), "a" * 64)
+    digests: dict[str, Any] = dict.fromkeys(("lineage", "child", "weights", "optimizer"), "a" * 64)
     event = wire.checkpoint_committed(node_pb2.CommitRequest(**digests, end_step=4), NODE, 0)
     assert event.parent == ""
 
 
 def test_a_result_that_names_a_blob_twice_is_refused() -> None:
-    request = node_pb2.CompleteTaskRequest(
-        task="a" * 64, blobs=[{"name": "x", "digest": D}, {"name": "x", "digest": D}]
-    )
+    request = node_pb2.CompleteTaskRequest(task="a" * 64, blobs=[named, named])
     with pytest.raises(UsageError, match="each name once"):
         wire.task_completed(request, NODE, 0)
 
