@@ -28,7 +28,7 @@ from coordinator.core.effects import (
 from coordinator.core.values import LineageWanted, TaskWanted
 from potluck.errors import DataError, InvariantViolation, PotluckError, Refused, UsageError
 from potluck.ids import Digest, Fence, LineageId, NodeId, RunId, TaskId
-from potluck.v1 import node_pb2
+from potluck.v1 import common_pb2, node_pb2
 
 NODE = NodeId("n1")
 D = Digest("d" * 64)
@@ -80,6 +80,7 @@ def test_a_first_commit_has_no_parent() -> None:
 
 
 def test_a_result_that_names_a_blob_twice_is_refused() -> None:
+    named = common_pb2.NamedDigest(name="x", digest=D)
     request = node_pb2.CompleteTaskRequest(task="a" * 64, blobs=[named, named])
     with pytest.raises(UsageError, match="each name once"):
         wire.task_completed(request, NODE, 0)
