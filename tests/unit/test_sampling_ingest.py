@@ -15,8 +15,9 @@ import pytest
 
 from potluck.ids import digest_file
 from sampling.ingest import Ingested, first_occurrences, ingest
+from sampling.records import Record
 from sampling.sections import SECTION_BYTES, cut
-from sampling.shards import SHARD_BYTES
+from sampling.shards import SHARD_BYTES, ShardWriter
 from sampling.splits import split_units
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -205,6 +206,19 @@ def test_shards_hold_at_most_16_mib_and_share_the_sources(tmp_path: Path) -> Non
         assert shard["bytes"] <= SHARD_BYTES
         text = done.files[shard["digest"]].read_text()
         assert {json.loads(line)["source"] for line in text.splitlines()} == {"a", "b"}
+
+
+def test_a_document_too_long_for_a_shard_goes_on_in_the_next(tmp_path: Path) -> None:
+    record = Record(id="long", text="", source="s", group="g", licence="l")
+    writer = ShardWriter(tmp_path, 1)
+    sections = [f"{i:03d}" + "x" * (SECTION_BYTES - 3) for i in range(300)]
+    assert writer.add(0, record, "long", "train", sections) == 300 * SECTION_BYTES
+    writer.add(0, record, "after", "train", ["end"])
+    shards = writer.finish()
+    assert [documents for _, documents in shards] == [1, 2]
+    assert all(path.stat().st_size <= SHARD_BYTES for path, _ in shards)
+    lines = [json.loads(line) for path, _ in shards for line in path.read_text().splitlines()]
+    assert [line["text"] for line in lines] == [*sections, "end"]
 
 
 def test_a_cut_is_at_an_empty_line_where_there_is_one_and_never_inside_a_character() -> None:
