@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Read when gRPC starts; without it every failed handshake writes to stderr.
+# Read when gRPC is first imported; without it every failed handshake writes to stderr. Daemons set it in `__main__`.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from collections.abc import Sequence

@@ -11,9 +11,8 @@ import datetime
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +22,9 @@ from potluck.clock import Clock, SystemClock
 from potluck.errors import JoinError
 from potluck.ids import NodeId
 from potluck.net.identity import write_private
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 COORDINATOR_NAME = "coordinator.potluck"
 ROUTER_NAME = "router.potluck"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -360,6 +361,21 @@ def test_a_taken_port_is_said_so(hub: Hub) -> None:
     with pytest.raises(ResourceError) as caught:
         second.start()
     assert caught.value.error_id == "resource.port-taken"
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "0.0.0.0"])
+def test_a_server_listens_where_it_is_told(hub: Hub, host: str) -> None:
+    keys = new_curve_keys()
+    digest = hub.store.put_bytes(b"soup")
+    if host == "::1":
+        try:
+            socket.create_server((host, 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+    target = {"0.0.0.0": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}[host]
+    with BlobServer(hub.store, host=host, keys=keys, is_allowed=lambda _: True) as server:
+        client = hub.client(identity=identity_for(keys, server.port), target=f"{target}:{server.port}")
+        assert client.get(digest, "weights").result(WAIT_S).read_bytes() == b"soup"
 
 
 def test_without_keys_only_loopback_is_served(hub: Hub) -> None:

@@ -5,7 +5,6 @@ Gets leave no state here: each names digest, offset and length. Puts do: one inc
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import socket
@@ -103,13 +102,11 @@ class BlobServer:
         self._zap.bind(ZAP_ENDPOINT)
         self._router = self._context.socket(zmq.ROUTER)
         self._configure(self._router)
-        where = join_host_port(self._host, self._port) if self._port else f"{join_host_port(self._host, 0)[:-1]}*"
+        where = join_host_port(self._host, self._port)
         try:
-            self._router.bind(f"tcp://{where}")
+            self._router.bind(f"tcp://{join_host_port(_address(self._host), self._port)}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            if error.errno not in (zmq.EADDRINUSE, errno.EACCES):
-                raise
             raise ResourceError(
                 "resource.port-taken",
                 f"cannot listen on {where} for blobs: {error.strerror}",
@@ -304,3 +301,8 @@ class BlobServer:
                 return False
             raise
         return True
+
+
+def _address(host: str) -> str:
+    """ZeroMQ binds to addresses only."""
+    return "127.0.0.1" if host == "localhost" else host
