@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -30,7 +31,7 @@ from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
 from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
-from potluck.errors import UsageError
+from potluck.errors import JoinError, UsageError
 from potluck.ids import Json
 from potluck.net.address import is_loopback, reachable_address
 from potluck.net.blobs.server import BlobServer
@@ -75,6 +76,11 @@ class Options:
             )
         if self.port and not 0 < self.port <= 65_533:
             raise UsageError("usage.bad-port", f"--port {self.port}", "allowed: 0, or 1 to 65533: two more follow it")
+        if self.quota_bytes is not None and self.quota_bytes < 1:
+            raise UsageError("usage.bad-quota", f"--quota-bytes {self.quota_bytes}", "give 1 or more, or leave it away")
+        if self.advertise and not _fits_join_string(self.advertise):
+            fix = "give a host name or an address, without scheme or port"
+            raise UsageError("usage.bad-advertise", f"--advertise {self.advertise!r}", fix)
 
 
 class Stop:
@@ -327,6 +333,16 @@ class Daemon:
                 await collector.make_room()
             except Exception as error:
                 log.failure("collection-failed", error)
+
+
+def _fits_join_string(host: str) -> bool:
+    try:
+        if ":" in host:
+            ipaddress.IPv6Address(host.strip("[]"))
+        text = JoinString(host=host, port=1, fingerprint=INSECURE, token="a" * 8).format()
+        return JoinString.parse(text).host == host.strip("[]")
+    except (JoinError, ValueError):
+        return False
 
 
 def _someone_works(state: State) -> bool:

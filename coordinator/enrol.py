@@ -95,7 +95,7 @@ class Enrolment:
                 now_ms=self._runtime.now_ms(),
                 node=node,
                 role=role,
-                name=name[:MAX_NAME] or node,
+                name=_shown(name) or node,
                 curve_public_key=curve_public_key,
                 token_digest=digest,
             )
@@ -151,6 +151,11 @@ def _look(state: State, digest: Digest, curve_public_key: str) -> tuple[Invite |
     peers = state.durable.peers
     taken = any(peer.curve_public_key == curve_public_key for peer in peers.values())
     return state.durable.invites.get(digest), len(peers) + 1, taken
+
+
+def _shown(name: str) -> str:
+    """A wished name as it may stand in a terminal."""
+    return "".join(letter for letter in name if letter.isprintable())[:MAX_NAME].strip()
 
 
 def _slug(name: str) -> str:
