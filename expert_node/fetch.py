@@ -47,7 +47,7 @@ async def fetch_inputs(lease: Lease, source: Source) -> dict[Digest, Path]:
     else:
         manifests = {d for name, d in lease.inputs if name.endswith(MANIFEST_SUFFIX)}
         listed = {d for m in manifests for d in listed_blobs(read_manifest(found[m]))}
-    await _fetch_all({d: "corpus" for d in listed}, source, found)
+    await _fetch_all(dict.fromkeys(listed, "corpus"), source, found)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ class Outbox:
         """Entries that were set aside when the folder was opened, with the reason."""
         self._entries: dict[int, Finished] = {}
         for path in sorted(folder.iterdir()):
-            if path.name.isdigit():
+            if path.suffix == ".gone":
+                shutil.rmtree(path)
+            elif path.name.isdigit():
                 self._load(path)
         self._next = max(self._entries, default=0) + 1
 
@@ -62,15 +64,23 @@ class Outbox:
         sync_folder(self.folder)
         self._entries[entry.entry] = entry
 
-    def remove(self, number: int) -> None:
-        """Forgets an entry; removing one that is gone does nothing."""
-        self._entries.pop(number, None)
+    def remove(self, number: int, adopt: Callable[[Path], None] | None = None) -> None:
+        """Forgets an entry; removing one that is gone does nothing.
+
+        Args:
+            adopt: called with each of its files, which it may move away.
+        """
+        entry = self._entries.pop(number, None)
         path = self._path(number)
-        if path.exists():
-            # The name goes first: a half-removed folder must not look like an entry.
-            gone = path.with_suffix(".gone")
-            os.rename(path, gone)
-            shutil.rmtree(gone)
+        if entry is None or not path.exists():
+            return
+        # The name goes first: a half-removed folder must not look like an entry.
+        gone = path.with_suffix(".gone")
+        os.rename(path, gone)
+        if adopt is not None:
+            for _, name in entry.files:
+                adopt(gone / name)
+        shutil.rmtree(gone)
 
     def path_of(self, entry: Finished, digest: Digest) -> Path:
         """Where the blob lies.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from potluck.config import from_mapping
 from potluck.ids import Digest, Fence, Json, LineageId, TaskId
+from potluck.net.counters import Plane
 from potluck.recipe import Profile, Recipe, Segment
 
 
@@ -84,7 +85,7 @@ class FinishedTask:
     """Output name and digest."""
     figures: Mapping[str, Json]
     files: tuple[tuple[Digest, str], ...]
-    plane: str = "scores"
+    plane: Plane = "scores"
     label: str = ""
 
 

@@ -17,6 +17,7 @@ from expert_node.outbox import Outbox
 from expert_node.values import Finished, FinishedCommit, FinishedTask, Lease, TaskLease, TrainLease
 from potluck.config import to_mapping
 from potluck.ids import Digest, Fence, canonical_json
+from potluck.net.counters import Plane
 from potluck.recipe import Profile
 from potluck.telemetry import logger
 
@@ -24,7 +25,12 @@ STOP_SECONDS = 10.0
 """How long a step, or a task between two of its progress points, may go on after `stop`; then it is killed."""
 KILLED = -9
 OUT_OF_MEMORY = "resource.out-of-memory"
-OUTPUT_PLANES: Mapping[str, str] = {"tokenise": "corpus", "fit": "corpus", "train": "weights", "outer_step": "weights"}
+OUTPUT_PLANES: Mapping[str, Plane] = {
+    "tokenise": "corpus",
+    "fit": "corpus",
+    "train": "weights",
+    "outer_step": "weights",
+}
 """Data plane of a task's outputs by its kind; the others are scores."""
 
 log = logger("expert_node.workshop")
