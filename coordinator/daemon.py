@@ -26,7 +26,7 @@ from coordinator.journal import SqliteJournal
 from coordinator.local_admin import Reach, renew_administrator
 from coordinator.peers import AccessList
 from coordinator.planning import evaluate_plan
-from coordinator.runtime import Runtime
+from coordinator.runtime import PlanEvaluator, Runtime
 from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
 from potluck.clock import SystemClock
@@ -99,7 +99,7 @@ class Stop:
 class Daemon:
     """Holds the parts; `run` gives them their order of coming and going."""
 
-    def __init__(self, options: Options, stop: Stop) -> None:
+    def __init__(self, options: Options, stop: Stop, *, evaluate: PlanEvaluator = evaluate_plan) -> None:
         self._options = options
         self._stop = stop
         self._boot_id = uuid.uuid4().hex
@@ -118,7 +118,7 @@ class Daemon:
             machine=self._machine,
             journal=self._journal,
             clock=self._clock,
-            evaluate=evaluate_plan,
+            evaluate=evaluate,
             deliver=self._sessions.deliver,
         )
         self._enrolment = Enrolment(runtime=self._runtime, authority=self._keys.authority, access=self._access)
