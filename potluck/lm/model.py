@@ -25,6 +25,7 @@ from potluck.lm.kernels import (
 )
 
 ROTARY_BASE = 10_000.0
+EMBEDDING_SCALE, READING_SCALE, WRITING_SCALE = 0.6, 0.5, 0.1
 
 
 class Block(nn.Module):
@@ -124,8 +125,10 @@ def rotary_table(config: ModelConfig) -> Tensor:
 def init_decoder(config: ModelConfig, *, seed: int) -> Decoder:
     """A fresh decoder; equal config and seed give equal bits.
 
-    Normal with deviation 1/sqrt(fan-in), the two layers that write to the residual stream divided by
-    sqrt(2 L) more (GPT-2); embeddings with deviation 1/sqrt(hidden); norms are ones.
+    Normal with deviation c / sqrt(fan-in): c is 0.6 for the embedding, 0.5 for what reads the residual
+    stream, 0.1 / sqrt(2 L) for what writes to it; norms are ones. Chosen on 0.08M parameters and 700
+    steps of mixed text (one seed): held-out loss was lower than with c = 1, 1 and 1 at each of the
+    learning rates 3e-3 (by 0.17 nats), 6e-3, 1.2e-2 and 2.4e-2 (by 0.01).
     """
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(config)
@@ -133,10 +136,12 @@ def init_decoder(config: ModelConfig, *, seed: int) -> Decoder:
         for name, weight in model.named_parameters():
             if weight.dim() < 2:
                 continue
-            deviation = weight.shape[1] ** -0.5
-            if name.endswith((".out", ".down")):
-                deviation *= (2 * config.layers) ** -0.5
-            weight.normal_(0.0, deviation, generator=generator)
+            scale = READING_SCALE
+            if name.startswith("embedding."):
+                scale = EMBEDDING_SCALE
+            elif name.endswith((".out", ".down")):
+                scale = WRITING_SCALE * (2 * config.layers) ** -0.5
+            weight.normal_(0.0, scale * weight.shape[1] ** -0.5, generator=generator)
     return model
 
 
