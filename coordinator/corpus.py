@@ -8,9 +8,8 @@ from typing import Any
 
 from coordinator.collector import hold
 from coordinator.plans.base import CorpusFacts
-from potluck.config import to_mapping
 from potluck.errors import CorpusError
-from potluck.ids import Digest, canonical_json, is_digest, short
+from potluck.ids import Digest, is_digest, short
 from potluck.net.blobs.store import BlobStore
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -45,10 +44,9 @@ def corpus_facts_json(corpus: Digest, store: BlobStore) -> str:
     """Canonical JSON of the facts; raises as `read_manifest` does."""
     manifest = read_manifest(corpus, store)
     try:
-        facts = CorpusFacts.from_manifest(manifest)
+        return CorpusFacts.from_manifest(manifest).to_json()
     except (KeyError, TypeError, AttributeError) as error:
         raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
-    return canonical_json(to_mapping(facts))
 
 
 def _bad_manifest(corpus: Digest, why: str) -> CorpusError:

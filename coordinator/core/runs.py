@@ -21,7 +21,7 @@ from coordinator.core.state import (
 from coordinator.core.values import Failed, Finished, LineageWanted, Running, TaskWanted
 from potluck.config import to_mapping
 from potluck.errors import InvariantViolation
-from potluck.ids import Digest, LineageId, RunId, TaskId, digest_json, short
+from potluck.ids import NO_DIGEST, Digest, LineageId, RunId, TaskId, digest_json, short
 
 
 def on_run_submitted(state: State, event: RunSubmitted) -> list[Effect]:
@@ -119,6 +119,7 @@ def end_run(state: State, run: Run, status: RunStatus, now_ms: int) -> list[Effe
 
 def _take_up_again(state: State, run: Run) -> None:
     run.status = Running()
+    run.plan_digest = NO_DIGEST  # its open tasks were dropped: what the plan wants is news, even if it is the same
     for lineage_id in run.lineages:
         lineage = state.durable.lineages[lineage_id]
         lineage.runs[run.run] = None
