@@ -104,6 +104,11 @@ class Node:
         if self._fatal is not None:
             raise self._fatal
 
+    @property
+    def outbox_size(self) -> int:
+        """Finished commits and results that wait for an answer."""
+        return len(self._machine.outbox)
+
     def stop(self) -> None:
         """Stops in good order: the worker at its next step, the lease given back, a bye."""
         self.tell(on.StopRequested())
