@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coordinator.daemon import Daemon, Options, Stop
 from potluck.errors import CorpusError, JoinError, PotluckError, Refused, ResourceError, SpecError, UsageError
@@ -345,6 +346,16 @@ async def test_health_is_served_to_whoever_has_a_certificate(tmp_path: Path) -> 
         stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@in_loop
+async def test_whoever_has_a_certificate_can_ask_what_services_there_are(tmp_path: Path) -> None:
+    async with coordinator(tmp_path) as c, open_channel(await c.join("reader", "client")) as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        answer = await stub.ServerReflectionInfo(iter([request])).read()
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"potluck.v1.NodeService", "potluck.v1.AdminService", "grpc.health.v1.Health"} <= names
 
 
 @in_loop
