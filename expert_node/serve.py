@@ -118,6 +118,11 @@ class Serving:
         for _, request in [pair for pair in self._askers.values() if pair[0] is asker]:
             self.cancel(asker, request)
 
+    def kill_child(self) -> None:
+        """Ends the serving process by force; it is started again with all its models."""
+        if self._child is not None:
+            self._child.kill()
+
     async def close(self) -> None:
         for task in self._loads.values():
             task.cancel()
