@@ -1,0 +1,112 @@
+"""SmallTalk (arXiv 2410.03529) as a plan: routers that sort the text, experts that never talk, their opponents.
+
+Text → routers by EM, round by round → frozen routers assign the experts' text, chunk by chunk → experts,
+random split and dense twin → held-out tables. Everything is wanted as soon as what it needs is there;
+the dense twin and the random split need tokens only.
+"""
+
+from __future__ import annotations
+
+from coordinator.core.values import Finished, Publication
+from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
+from coordinator.plans.smalltalk_models import (
+    final_weights,
+    want_dense,
+    want_experts,
+    want_probes,
+    want_random_split,
+)
+from coordinator.plans.smalltalk_recipes import Recipes
+from coordinator.plans.smalltalk_report import Contest, run_figures, want_report
+from coordinator.plans.smalltalk_routing import Routers, Scene, want_routers
+from coordinator.plans.smalltalk_search import choose_dense, choose_experts, dense_cells, expert_cells
+from coordinator.plans.smalltalk_sizes import Sizes
+from coordinator.plans.smalltalk_text import Text, too_small, want_text
+from potluck.config import to_mapping
+from potluck.ids import canonical_json
+from potluck.spec import RunSpec
+
+
+def advance(spec: RunSpec, corpus: CorpusFacts, results: Results) -> Wanted:
+    """All that the run wants now, from scratch."""
+    wishes = Wishes(results)
+    text = want_text(spec, corpus, wishes)
+    if isinstance(text, str):
+        return wishes.wanted(text)
+    failure = too_small(spec, text)
+    if failure is not None:
+        return wishes.wanted("stopped", outcome=failure)
+    sizes = Sizes(spec=spec)
+    scene = Scene(spec=spec, sizes=sizes, text=text, recipes=Recipes(sizes, text.tokens), wishes=wishes)
+    return _train(scene, text)
+
+
+def _train(scene: Scene, text: Text) -> Wanted:
+    spec, wishes = scene.spec, scene.wishes
+    routers = want_routers(scene)
+    experts = want_experts(scene, expert_cells(spec), routers.frozen)
+    denses = want_dense(scene, dense_cells(spec))
+    expert_choice = choose_experts(scene, experts, routers.frozen)
+    dense_choice = choose_dense(scene, denses)
+    serving = _serving_json(scene, routers)
+    if expert_choice.cell is None or (denses and dense_choice.cell is None):
+        return wishes.wanted(_stage(scene, routers, "searching batch size and learning rate"), serving_json=serving)
+    contest = Contest(
+        cell=expert_choice.cell,
+        experts=experts[expert_choice.cell],
+        random_split=want_random_split(scene, expert_choice.cell),
+        dense_cell=dense_choice.cell,
+        dense=denses[dense_choice.cell] if dense_choice.cell is not None else None,
+        expert_search=expert_choice,
+        dense_search=dense_choice,
+    )
+    publish, all_probed = _want_publications(scene, contest)
+    report = want_report(scene, contest, routers.frozen, routers.purity)
+    if report is None or not all_probed:
+        stage = _stage(scene, routers, _models_stage(scene, contest))
+        return wishes.wanted(stage, publish=publish, serving_json=serving)
+    finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
+    return wishes.wanted("done", publish=publish, outcome=finished, serving_json=serving)
+
+
+def _want_publications(scene: Scene, contest: Contest) -> tuple[tuple[Publication, ...], bool]:
+    slots = {f"expert-{index}": training for index, training in enumerate(contest.experts)}
+    if contest.dense is not None and scene.spec.evaluation.publish_dense:
+        slots["dense"] = contest.dense
+    probed = [want_probes(scene, training, slot) for slot, training in slots.items()]
+    publications = tuple(probe.publication for probe in probed if probe.publication is not None)
+    return publications, all(probe.is_complete for probe in probed)
+
+
+def _serving_json(scene: Scene, routers: Routers) -> str:
+    """What a router needs beside the published slots, once the router models are frozen."""
+    if routers.frozen is None:
+        return ""
+    spec = scene.spec
+    return canonical_json(
+        {
+            "method": spec.method,
+            "tokenizer": scene.text.tokenizer,
+            "sequence_length": spec.text.sequence_length,
+            "prefix_length": spec.text.prefix_length,
+            "router_model": to_mapping(spec.router_model()),
+            "routers": list(routers.frozen),
+            "expert_model": to_mapping(spec.expert_model()),
+        }
+    )
+
+
+def _stage(scene: Scene, routers: Routers, later: str) -> str:
+    """For people. Coarse, so that a plan that only waits says the same thing again."""
+    if routers.frozen is None:
+        return f"routers in round {routers.round_index + 1} of {scene.spec.routers.rounds}"
+    return later
+
+
+def _models_stage(scene: Scene, contest: Contest) -> str:
+    trainings = [*contest.experts, *contest.random_split]
+    if contest.dense is not None:
+        trainings.append(contest.dense)
+    if all(final_weights(scene, training) is not None for training in trainings):
+        return "evaluating"
+    return "training experts"

@@ -1,0 +1,170 @@
+"""The end of a SmallTalk run: held-out tables of everything that was trained, and the facts beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.core.values import Figures, TaskResult
+from coordinator.plans.smalltalk_models import EVAL_RANK, want_nll
+from coordinator.plans.smalltalk_recipes import Training
+from coordinator.plans.smalltalk_routing import Scene
+from coordinator.plans.smalltalk_search import (
+    Chosen,
+    compare_params,
+    held_out_inputs,
+    want_held_out_columns,
+)
+from coordinator.plans.smalltalk_sizes import Cell
+from potluck.config import to_mapping
+from potluck.ids import Digest, Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """The models the tables are about, and how they were chosen."""
+
+    cell: Cell
+    experts: list[Training]
+    random_split: list[Training]
+    dense_cell: Cell | None
+    dense: Training | None
+    expert_search: Chosen
+    dense_search: Chosen
+
+
+def want_report(
+    scene: Scene, contest: Contest, frozen: tuple[Digest, ...] | None, purity: tuple[Figures | None, ...]
+) -> TaskResult | None:
+    """The comparison on test rows, once all it compares is there. Each part starts as early as it can."""
+    columns = want_held_out_columns(scene, frozen, "test") if frozen is not None else None
+    experts = held_out_inputs("expert", [want_nll(scene, training, "test") for training in contest.experts])
+    randoms = held_out_inputs("random_split", [want_nll(scene, training, "test") for training in contest.random_split])
+    dense = want_nll(scene, contest.dense, "test") if contest.dense is not None else None
+    if columns is None or experts is None or randoms is None or (contest.dense is not None and dense is None):
+        return None
+    rounds = [figures for figures in purity if figures is not None]
+    if len(rounds) < len(purity):
+        return None
+    groups: dict[str, Json] = {
+        "mixture": list(experts),
+        "dense": "dense" if dense is not None else None,
+        "random_split": list(randoms) or None,
+    }
+    inputs = {"tokens_manifest": scene.text.tokens, **columns, **experts, **randoms}
+    if dense is not None:
+        inputs["dense"] = dense.blobs["nll"]
+    return scene.wishes.task(
+        "eval",
+        {**compare_params(scene, "test"), "facts": facts_of(scene, contest, rounds), "groups": groups},
+        inputs,
+        label="compare on test rows",
+        rank=EVAL_RANK,
+    )
+
+
+def facts_of(scene: Scene, contest: Contest, purity: list[Figures]) -> dict[str, Json]:
+    """What was trained on what, for how much: everything a reader needs to doubt the tables well."""
+    spec, sizes = scene.spec, scene.sizes
+    router_rows = spec.routers.rounds * spec.routers.chunk_sequences
+    expert_rows = spec.experts.chunks * spec.experts.chunk_sequences
+    dense_rows = 0
+    if contest.dense is not None:
+        dense_rows = contest.dense.total_steps * contest.dense.recipe.batch_size
+    return {
+        "spec": spec.id,
+        "method": spec.method,
+        "seed": spec.seed,
+        "corpus": spec.corpus,
+        "tokens": scene.text.tokens,
+        "profile": to_mapping(spec.profile),
+        "bytes_per_trained_token": spec.bytes_per_token,
+        "rows": {
+            "train": scene.text.train_rows,
+            "valid": scene.text.valid_rows,
+            "test": scene.text.test_rows,
+            "routers": router_rows,
+            "experts": expert_rows,
+            "dense": dense_rows,
+        },
+        "epochs": {
+            "routers": router_rows / scene.text.train_rows,
+            "experts": expert_rows / scene.text.train_rows,
+            "dense": dense_rows / scene.text.train_rows,
+        },
+        "routers": _router_facts(scene, router_rows),
+        "experts": {"num": spec.experts.num, "chunks": spec.experts.chunks, **_model_facts(scene, contest.experts)},
+        "random_split": _model_facts(scene, contest.random_split) if contest.random_split else None,
+        "dense": _model_facts(scene, [contest.dense]) if contest.dense is not None else None,
+        "flops": {
+            "mixture": dict(sizes.mixture_flops),
+            "dense": dense_rows * sizes.expert_row_flops,
+            "random_split": sum(_flops(training) for training in contest.random_split),
+        },
+        "purity": [{"round": index, **_purity(figures)} for index, figures in enumerate(purity)],
+        "search": {
+            "mode": spec.search.mode,
+            "table": spec.search.table,
+            "experts": contest.expert_search.table,
+            "dense": contest.dense_search.table,
+        },
+        "paper_bytes_per_round": sizes.paper_bytes_per_round,
+    }
+
+
+def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tuple[Figures | None, ...]) -> Figures:
+    """What stays of a finished run beside its report: the headline, loss curves by label, purity by round."""
+    shown = [*contest.experts, *contest.random_split]
+    if contest.dense is not None:
+        shown.append(contest.dense)
+    routers = [scene.recipes.router(index) for index in range(scene.spec.experts.num)]
+    curves: dict[str, Json] = {training.label: _curve(scene, training) for training in (*routers, *shown)}
+    return {
+        "headline": dict(report.figures),
+        "lineages": curves,
+        "purity": [figures.get("purity") for figures in purity if figures is not None],
+    }
+
+
+def _curve(scene: Scene, training: Training) -> list[Json]:
+    """[step, mean loss of the steps since the commit before], one point a commit."""
+    commits = scene.wishes.results.commits(training.recipe.id)
+    return [[step, commit.figures["loss"]] for step, commit in commits.items() if "loss" in commit.figures]
+
+
+def _router_facts(scene: Scene, rows: int) -> dict[str, Json]:
+    spec, sizes = scene.spec, scene.sizes
+    model = spec.router_model()
+    tokens = rows * (spec.text.prefix_length - 1)
+    return {
+        "rounds": spec.routers.rounds,
+        "batch_size": spec.routers.batch_size,
+        "learning_rate": spec.routers.learning_rate,
+        "parameters": model.num_parameters,
+        "steps": sizes.router_steps,
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / spec.experts.num / model.num_parameters,
+    }
+
+
+def _model_facts(scene: Scene, trainings: list[Training]) -> dict[str, Json]:
+    """Of models that were trained alike; tokens are targets, of all of them together."""
+    recipe = trainings[0].recipe
+    tokens = recipe.schedule.total_steps * recipe.batch_size * scene.spec.text.sequence_length
+    return {
+        "trained": len(trainings),
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.schedule.learning_rate,
+        "parameters": recipe.model.num_parameters,
+        "steps": recipe.schedule.total_steps,
+        "commit_every": recipe.commit_every,
+        "tokens": tokens * len(trainings),
+        "tokens_per_parameter": tokens / recipe.model.num_parameters,
+    }
+
+
+def _flops(training: Training) -> float:
+    return training.total_steps * training.flops_per_step
+
+
+def _purity(figures: Figures) -> dict[str, Json]:
+    return {name: figures.get(name) for name in ("purity", "nmi", "loads")}

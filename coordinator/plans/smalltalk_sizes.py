@@ -1,0 +1,103 @@
+"""SmallTalk's arithmetic: steps, positions in the stream, FLOPs (2410.03529, sections 2 and 5 of its card)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from potluck.ids import digest_json
+from potluck.lm.flops import forward_flops, train_flops
+from potluck.spec import RunSpec
+
+SEED_BITS = 31
+
+
+def derive(seed: int, *what: str | int) -> int:
+    """A seed for one purpose, from the run's seed: below 2^31, the same for ever."""
+    return int(digest_json(["smalltalk", seed, *what])[:16], 16) % (1 << SEED_BITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A batch size (rows a step of one model) and a peak learning rate."""
+
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers that follow from a spec alone.
+
+    The stream is one permutation of the training rows: router chunk r holds positions
+    [r N, (r + 1) N), expert chunk c holds [R N + c Nc, R N + (c + 1) Nc); the dense twin reads from R N on.
+    """
+
+    spec: RunSpec
+
+    @property
+    def key(self) -> int:
+        return derive(self.spec.seed, "stream")
+
+    @property
+    def router_steps_per_round(self) -> int:
+        routers = self.spec.routers
+        return routers.chunk_sequences // (self.spec.experts.num * routers.batch_size)
+
+    @property
+    def router_steps(self) -> int:
+        return self.spec.routers.rounds * self.router_steps_per_round
+
+    def router_chunk_start(self, round_index: int) -> int:
+        return round_index * self.spec.routers.chunk_sequences
+
+    def expert_chunk_start(self, chunk: int) -> int:
+        return self.router_chunk_start(self.spec.routers.rounds) + chunk * self.spec.experts.chunk_sequences
+
+    def expert_steps_per_chunk(self, cell: Cell) -> int:
+        return self.spec.experts.chunk_sequences // (self.spec.experts.num * cell.batch_size)
+
+    def expert_steps(self, cell: Cell) -> int:
+        return self.spec.experts.chunks * self.expert_steps_per_chunk(cell)
+
+    def dense_steps(self, cell: Cell) -> int:
+        """As many as the mixture's FLOPs pay for, at least one."""
+        per_step = cell.batch_size * self.expert_row_flops
+        return max(1, int(self.mixture_flops["total"] // per_step))
+
+    @property
+    def expert_row_flops(self) -> float:
+        """Forward and backward over one full row."""
+        return train_flops(self.spec.expert_model(), self.spec.text.sequence_length)
+
+    @property
+    def router_row_flops(self) -> float:
+        """Forward and backward over one prefix."""
+        return train_flops(self.spec.router_model(), self.spec.text.prefix_length)
+
+    @property
+    def router_score_flops(self) -> float:
+        """Forward over one prefix, by one router."""
+        return forward_flops(self.spec.router_model(), self.spec.text.prefix_length)
+
+    @property
+    def mixture_flops(self) -> dict[str, float]:
+        """By part, and `total`: what the dense twin is given to spend.
+
+        Round 0 trains on random shares, so R - 1 router chunks are scored; every row by all E routers.
+        """
+        spec = self.spec
+        router_rows = spec.routers.rounds * spec.routers.chunk_sequences
+        expert_rows = spec.experts.chunks * spec.experts.chunk_sequences
+        scored_rows = (spec.routers.rounds - 1) * spec.routers.chunk_sequences
+        parts = {
+            "router_training": router_rows * self.router_row_flops,
+            "router_scoring": scored_rows * spec.experts.num * self.router_score_flops,
+            "expert_scoring": expert_rows * spec.experts.num * self.router_score_flops,
+            "experts": expert_rows * self.expert_row_flops,
+        }
+        return {**parts, "total": sum(parts.values())}
+
+    @property
+    def paper_bytes_per_round(self) -> int:
+        """4 T E / S of the paper, T tokens a router between rounds: T E / S is the rows of a chunk."""
+        return 4 * self.spec.routers.chunk_sequences

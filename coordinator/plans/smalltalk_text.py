@@ -1,0 +1,110 @@
+"""From corpus to rows: one tokenizer, one tokenise task a shard, one manifest over all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.core.values import Failed
+from coordinator.plans.base import CorpusFacts, Wishes
+from coordinator.plans.smalltalk_sizes import derive
+from potluck.ids import Digest, Json
+from potluck.spec import RunSpec
+
+BPE_SAMPLE_BYTES = 16 << 20
+"""Text the tokenizer is fitted on; merges settle well before."""
+MIN_TEST_ROWS = 20
+"""Fewer say nothing about a difference, and the bootstrap would pretend they did."""
+FIRST_RANK = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The tokenised corpus."""
+
+    tokens: Digest
+    tokenizer: Digest
+    train_rows: int
+    valid_rows: int
+    test_rows: int
+    figures: Mapping[str, Json]
+
+
+def want_text(spec: RunSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | str:
+    """The rows, or the stage that is under way."""
+    fitted = wishes.task(
+        "fit",
+        {
+            "what": "bpe",
+            "vocab_size": spec.text.vocab_size,
+            "sample_bytes": BPE_SAMPLE_BYTES,
+            "seed": derive(spec.seed, "bpe"),
+        },
+        {"corpus_manifest": spec.corpus},
+        label="fit the tokenizer",
+        rank=FIRST_RANK,
+    )
+    if fitted is None:
+        return "fitting the tokenizer"
+    tokenizer = fitted.blobs["tokenizer"]
+    parts = _want_parts(spec, corpus, wishes, tokenizer)
+    if len(parts) < len(corpus.shards):
+        return "tokenising"
+    collected = wishes.task(
+        "tokenise",
+        {"what": "collect", "sequence_length": spec.text.sequence_length, "vocab_size": spec.text.vocab_size},
+        {"corpus": spec.corpus, "tokenizer": tokenizer, **parts},
+        label="collect the rows",
+        rank=FIRST_RANK,
+    )
+    if collected is None:
+        return "tokenising"
+    rows = {split: collected.figures.get(f"{split}_rows") for split in ("train", "valid", "test")}
+    return Text(
+        tokens=collected.blobs["tokens"],
+        tokenizer=tokenizer,
+        train_rows=_count(rows["train"]),
+        valid_rows=_count(rows["valid"]),
+        test_rows=_count(rows["test"]),
+        figures=collected.figures,
+    )
+
+
+def too_small(spec: RunSpec, text: Text) -> Failed | None:
+    """Why this text cannot carry the run. Training rows may be read more than once, but not be absent."""
+    for split, rows, needed in (
+        ("training", text.train_rows, 1),
+        ("validation", text.valid_rows, 1),
+        ("test", text.test_rows, MIN_TEST_ROWS),
+    ):
+        if rows < needed:
+            message = (
+                f"the {split} split has {rows} rows of {spec.text.sequence_length} tokens and {needed} are needed; "
+                "give more text or a shorter text.sequence_length"
+            )
+            return Failed(error_id="corpus.too-small", message=message)
+    return None
+
+
+def _want_parts(spec: RunSpec, corpus: CorpusFacts, wishes: Wishes, tokenizer: Digest) -> dict[str, Digest]:
+    parts: dict[str, Digest] = {}
+    for index, shard in enumerate(corpus.shards):
+        done = wishes.task(
+            "tokenise",
+            {
+                "what": "part",
+                "sequence_length": spec.text.sequence_length,
+                "packing": spec.text.packing,
+                "seed": derive(spec.seed, "packing"),
+            },
+            {"documents": shard, "tokenizer": tokenizer, "corpus": spec.corpus},
+            label=f"tokenise shard {index} of {len(corpus.shards)}",
+            rank=FIRST_RANK,
+        )
+        if done is not None:
+            parts[f"part-{index:05d}"] = done.blobs["part"]
+    return parts
+
+
+def _count(value: Json) -> int:
+    return value if isinstance(value, int) else 0
