@@ -67,6 +67,7 @@ class Attachment:
         self._waiting: deque[pb.AttachUpItem] = deque()
         self._work = asyncio.Event()
         self._leaving = False
+        self._open: _Stream | None = None
         self._task = asyncio.create_task(self._run(), name=f"attach {address}")
 
     def publish(self, states: tuple[SlotState, ...]) -> None:
@@ -105,6 +106,7 @@ class Attachment:
                 except Exception as error:  # The daemon's loop: whatever it was, dial again.
                     log.failure("attach-failed", error, router=self._address)
                 finally:
+                    self._open = None
                     self._serving.forget_asker(self)
                     self._waiting.clear()
                 if not self._leaving:
@@ -120,6 +122,7 @@ class Attachment:
         stream: _Stream = Stream(expert_pb2_grpc.ExpertServiceStub(channel).Attach)
         hello = pb.AttachHello(node_id=self._identity.node_id, version=package_version())
         first = [pb.AttachUpItem(hello=hello), pb.AttachUpItem(serving=serving_message(self._serving.states))]
+        self._open = stream
         async with stream.writing(lambda: self._write(stream, first)):
             while (message := await stream.read()) is not None:
                 if backoff.failures:
@@ -166,8 +169,11 @@ class Attachment:
         return False
 
     def _put(self, item: pb.AttachUpItem) -> None:
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.append(item)
+        if len(self._waiting) >= MAX_WAITING and self._open is not None:
+            log.fact("router-does-not-read", router=self._address, waiting=len(self._waiting))
+            self._open.cancel()  # Its requests are forgotten with the stream; it is dialled again.
+            return
+        self._waiting.append(item)
         self._work.set()
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,8 +16,12 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+import psutil
+import pytest
 
+from expert_node.__main__ import lock_home
 from expert_node.daemon import Node
+from potluck.errors import ResourceError
 from potluck.ids import NO_DIGEST, Digest, NodeId, canonical_json, task_id
 from potluck.lm.checkpoint import CheckpointManifest
 from potluck.lm.config import ModelConfig
@@ -35,7 +43,7 @@ class CoordinatorTwin(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, store: BlobStore) -> None:
         self.store = store
-        self.leases: deque[node_pb2.Lease] = deque()
+        self.leases: deque[node_pb2.Lease | Callable[[], node_pb2.Lease]] = deque()
         self.commits: list[node_pb2.CommitRequest] = []
         self.results: list[node_pb2.CompleteTaskRequest] = []
         self.returned: list[node_pb2.ReturnLeaseRequest] = []
@@ -59,7 +67,8 @@ class CoordinatorTwin(node_pb2_grpc.NodeServiceServicer):
     async def AcquireLease(self, request: Any, context: Any) -> Any:
         await self._reached(context)
         if self.leases:
-            return node_pb2.AcquireLeaseResponse(lease=self.leases.popleft())
+            lease = self.leases.popleft()
+            return node_pb2.AcquireLeaseResponse(lease=lease() if callable(lease) else lease)
         return node_pb2.AcquireLeaseResponse(none=node_pb2.NoLease(reason="nothing queued"))
 
     async def RenewLease(self, request: Any, context: Any) -> Any:
@@ -372,3 +381,69 @@ def test_a_revoked_lease_stops_at_once_and_the_node_asks_anew(tmp_path: Path) ->
             assert all(r.fence != 1 for r in twin.returned)
 
     run(scenario)
+
+
+async def start_process(home: Path, identity: Identity, **environment: str) -> asyncio.subprocess.Process:
+    """`python -m expert_node` on a home that holds an identity already."""
+    identity.save(home / "identity")
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "expert_node",
+        "--home",
+        str(home),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+
+
+def worker_pids(home: Path) -> list[int]:
+    return [int(group["pid"]) for group in json.loads((home / "work" / "worker.json").read_text()).values()]
+
+
+def test_a_terminated_process_says_it_was_ready_gives_back_its_lease_and_exits_with_0(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with coordinator_twin(tmp_path) as (twin, identity):
+            what = recipe(total_steps=200_000, commit_every=100_000)
+            tokens = put_tokens(twin.store, tmp_path, 40)
+            twin.leases.append(train_lease(1, what, two_segments(tokens, 100_000, 100_000)))
+            process = await start_process(tmp_path / "node", identity)
+            await twin.until(lambda: bool(twin.beats) and twin.beats[-1].step > 0)
+            process.send_signal(signal.SIGTERM)
+            out, _ = await process.communicate()
+            assert process.returncode == 0
+            assert json.loads(out) == {"event": "ready", "node_id": "n-1"}
+            assert [(r.fence, r.error_id) for r in twin.returned] == [(1, "")]
+
+    run(scenario)
+
+
+def test_a_node_killed_in_mid_step_leaves_no_worker_and_its_next_process_goes_on_from_the_head(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with coordinator_twin(tmp_path) as (twin, identity):
+            what, home = recipe(total_steps=12, commit_every=4), tmp_path / "node"
+            segments = two_segments(put_tokens(twin.store, tmp_path, 40), 6, 6)
+            twin.leases.append(train_lease(1, what, segments))
+            log = tmp_path / "crashes"
+            crash = {"POTLUCK_CRASH_AT": "node.mid-step:6", "POTLUCK_CRASH_LOG": str(log)}
+            process = await start_process(home, identity, **crash)
+            assert await process.wait() == -signal.SIGKILL
+            assert log.read_text() == "node.mid-step\n"
+            for pid in worker_pids(home):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    await asyncio.to_thread(psutil.Process(pid).wait, PATIENCE_S)
+            async with running_node(home, identity):
+                # What the first process had in its outbox is delivered before a lease is asked for.
+                twin.leases.append(
+                    lambda: train_lease(2, what, segments, head=twin.commits[-1] if twin.commits else None)
+                )
+                await twin.down.put(node_pb2.DownItem(wake=node_pb2.Wake()))
+                await twin.until(lambda: bool(twin.commits) and twin.commits[-1].end_step == 12)
+            assert [c.end_step for c in twin.commits] == [4, 6, 8, 12]
+
+    run(scenario)
+
+
+def test_two_nodes_do_not_share_a_home(tmp_path: Path) -> None:
+    with lock_home(tmp_path), pytest.raises(ResourceError, match=r"resource\.home-in-use"):
+        lock_home(tmp_path)
