@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.core.events import PlanAdvanced
 from coordinator.core.machine import Machine
-from coordinator.plans import registry
+from coordinator.plans.registry import advance
 from potluck.ids import RunId
 
 
@@ -15,7 +15,7 @@ def evaluate_plan(machine: Machine, run: RunId, now_ms: int) -> PlanAdvanced:
         PotluckError: the plan cannot go on; the run has failed.
     """
     facts = machine.durable.runs[run]
-    wanted = registry.advance(facts.spec_json, facts.corpus_json, machine.results_of(run))
+    wanted = advance(facts.spec_json, facts.corpus_json, machine.results_of(run))
     return PlanAdvanced(
         now_ms=now_ms,
         run=run,
