@@ -1,0 +1,330 @@
+"""The SmallTalk plan, run to its end by an executor that invents results out of hashes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.core.values import CommittedStep, Failed, Finished, LineageWanted, TaskResult, TaskWanted
+from coordinator.plans import registry
+from coordinator.plans.base import CorpusFacts, Wanted
+from coordinator.plans.smalltalk_sizes import Cell, Sizes
+from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId, digest_json
+from potluck.lm.flops import forward_flops, train_flops
+from potluck.recipe import Recipe, Segment, next_commit
+from potluck.spec import (
+    ControlSpec,
+    DenseSpec,
+    ExpertSpec,
+    ModelShape,
+    RouterSpec,
+    RunSpec,
+    SearchSpec,
+    TextSpec,
+)
+
+CORPUS = CorpusFacts(shards=tuple(Digest(f"{i:064d}") for i in range(3)), sources=("a", "b"))
+ROWS = {"train_rows": 500, "valid_rows": 60, "test_rows": 70}
+
+
+def spec_with(num: int = 2, **changes: Any) -> RunSpec:
+    spec = RunSpec(
+        corpus=Digest("c" * 64),
+        seed=3,
+        text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),
+        routers=RouterSpec(
+            model=ModelShape(preset="router-24").resolved(""), rounds=3, chunk_sequences=32, batch_size=4
+        ),
+        experts=ExpertSpec(
+            model=ModelShape(preset="0.05M").resolved(""), num=num, chunks=3, chunk_sequences=64, batch_size=4
+        ),
+        dense=DenseSpec(batch_size=4),
+    )
+    return replace(spec, **changes)
+
+
+GRID = SearchSpec(
+    mode="grid",
+    dense_batch=(4, 8),
+    dense_learning_rate=(1e-3,),
+    expert_batch=(4, 8),
+    expert_learning_rate=(1e-3, 3e-3),
+)
+
+
+class Fold:
+    """A world in which every task and every commit succeeds, in whatever order it is told."""
+
+    def __init__(self, spec: RunSpec, **figures: Any) -> None:
+        self.spec = spec
+        self.rows = {**ROWS, **figures}
+        self.done: dict[TaskId, TaskResult] = {}
+        self.chains: dict[LineageId, dict[int, CommittedStep]] = {}
+        self.seen_tasks: dict[TaskId, TaskWanted] = {}
+        self.seen_lineages: dict[LineageId, LineageWanted] = {}
+
+    def task(self, task: TaskId) -> TaskResult | None:
+        return self.done.get(task)
+
+    def commits(self, lineage: LineageId) -> Mapping[int, CommittedStep]:
+        return self.chains.get(lineage, {})
+
+    def is_settled(self, task: TaskId) -> bool:
+        return task in self.done
+
+    def advance(self) -> Wanted:
+        wanted = registry.advance(self.spec.to_json(), CORPUS.to_json(), self)
+        for lineage in wanted.lineages:
+            before = self.seen_lineages.get(lineage.id)
+            if before is not None:
+                assert lineage.segments_json[: len(before.segments_json)] == before.segments_json, "only appends"
+            self.seen_lineages[lineage.id] = lineage
+        self.seen_tasks.update({task.id: task for task in wanted.tasks})
+        return wanted
+
+    def open_work(self, wanted: Wanted) -> list[TaskWanted | LineageWanted]:
+        tasks = [task for task in wanted.tasks if task.id not in self.done]
+        lineages = [one for one in wanted.lineages if max(self.commits(one.id), default=0) < one.known_steps]
+        return [*tasks, *lineages]
+
+    def do(self, work: TaskWanted | LineageWanted) -> None:
+        if isinstance(work, TaskWanted):
+            self.done[work.id] = self._result(work)
+        else:
+            self._commit(work)
+
+    def run(self, seed: int | None = 0) -> Wanted:
+        """To the end, in an order of chance; None takes the first open piece of work each time."""
+        chance = random.Random(seed)
+        for _ in range(5_000):
+            wanted = self.advance()
+            work = self.open_work(wanted)
+            if not work:
+                return wanted
+            self.do(chance.choice(work) if seed is not None else work[0])
+        raise AssertionError("the plan does not come to an end")
+
+    def _result(self, task: TaskWanted) -> TaskResult:
+        params = json.loads(task.params_json)
+        what = params.get("what") or params.get("rule") or task.kind
+        names = {
+            "bpe": ["tokenizer"],
+            "part": ["part"],
+            "collect": ["tokens"],
+            "score": ["column"],
+            "sorted_greedy": ["assignment"],
+            "nll": ["nll"],
+            "compare": ["report"],
+        }
+        luck = int(task.id[:6], 16) / 0xFFFFFF
+        figures: dict[str, Any] = {
+            "collect": self.rows,
+            "probe": {"mean_nll": 2.0, "finite": True, "log_vocab": 5.7},
+            "purity": {"purity": luck, "nmi": luck, "loads": [1, 1]},
+            "nll": {"nll_all": luck, "nll_suffix": luck},
+            "compare": {"mixture": {"nll_suffix": luck}},
+        }.get(what, {})
+        return TaskResult(blobs={name: digest_json([task.id, name]) for name in names.get(what, [])}, figures=figures)
+
+    def _commit(self, wanted: LineageWanted) -> None:
+        chain = self.chains.setdefault(wanted.id, {})
+        head = max(chain, default=0)
+        segments = tuple(Segment.from_json(text) for text in wanted.segments_json)
+        step = next_commit(step=head, commit_every=wanted.commit_every, segments=segments)
+        parent = chain[head].checkpoint if chain else NO_DIGEST
+        checkpoint = digest_json([wanted.id, step, parent])
+        weights = digest_json(["weights", checkpoint])
+        chain[step] = CommittedStep(step=step, checkpoint=checkpoint, weights=weights, figures={"loss": 3.0})
+
+
+def labels(fold: Fold) -> list[str]:
+    return [*(one.label for one in fold.seen_lineages.values()), *(task.label for task in fold.seen_tasks.values())]
+
+
+def facts_of(fold: Fold) -> dict[str, Any]:
+    compared = [task for task in fold.seen_tasks.values() if task.label == "compare on test rows"]
+    assert len(compared) == 1
+    facts: dict[str, Any] = json.loads(compared[0].params_json)["facts"]
+    return facts
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_a_run_ends_with_a_report_and_every_slot_published(num: int) -> None:
+    fold = Fold(spec_with(num))
+    wanted = fold.run()
+    assert isinstance(wanted.outcome, Finished)
+    assert [one.slot for one in wanted.publish] == [*(f"expert-{e}" for e in range(num)), "dense"]
+    totals = {one.id: one.total_steps for one in wanted.lineages}
+    assert all(one.step == totals[one.lineage] for one in wanted.publish)
+    assert json.loads(wanted.serving_json)["routers"] == [
+        fold.commits(one.id)[one.total_steps].weights for one in wanted.lineages if one.role == "router"
+    ]
+    assert set(wanted.outcome.figures) == {"headline", "lineages", "purity"}
+
+
+def test_every_lineage_is_trained_to_its_total_and_named_for_people() -> None:
+    fold = Fold(spec_with(4))
+    wanted = fold.run()
+    assert [one.label for one in wanted.lineages] == [
+        *(f"router {e}" for e in range(4)),
+        *(f"expert {e}" for e in range(4)),
+        "dense twin",
+        "random split 0",
+    ]
+    for one in wanted.lineages:
+        assert one.known_steps == one.total_steps == max(fold.commits(one.id))
+        assert Recipe.from_json(one.recipe_json).id == one.id
+    assert len(set(labels(fold))) == len(labels(fold))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.sampled_from(["none", "grid"]))
+def test_results_in_any_order_lead_to_the_same_tasks_lineages_and_report(seed: int, mode: str) -> None:
+    expected, lineages, outcome = _in_order(mode)
+    fold = Fold(spec_with(search=GRID if mode == "grid" else SearchSpec()))
+    wanted = fold.run(seed)
+    assert set(fold.seen_tasks) == expected
+    assert {one.id: one.segments_json for one in wanted.lineages} == lineages
+    assert wanted.outcome == outcome
+
+
+@cache
+def _in_order(mode: str) -> tuple[set[TaskId], dict[LineageId, tuple[str, ...]], Any]:
+    fold = Fold(spec_with(search=GRID if mode == "grid" else SearchSpec()))
+    wanted = fold.run(None)
+    return set(fold.seen_tasks), {one.id: one.segments_json for one in wanted.lineages}, wanted.outcome
+
+
+def test_a_grid_trains_every_cell_of_both_sides_and_tables_the_best_by_validation() -> None:
+    fold = Fold(spec_with(search=GRID))
+    wanted = fold.run()
+    assert isinstance(wanted.outcome, Finished)
+    roles = [one.role for one in wanted.lineages]
+    assert (roles.count("expert"), roles.count("dense"), roles.count("random_split")) == (8, 2, 1)
+    search = facts_of(fold)["search"]
+    assert (len(search["experts"]), len(search["dense"])) == (4, 2)
+    best = min(search["experts"], key=lambda cell: cell["valid_nll_suffix"])
+    experts = facts_of(fold)["experts"]
+    assert (experts["batch_size"], experts["learning_rate"]) == (best["batch_size"], best["learning_rate"])
+    tested = [task.label for task in fold.seen_tasks.values() if task.label.startswith("test NLL of expert")]
+    assert len(tested) == 2
+
+
+def test_routers_score_each_fresh_chunk_with_the_weights_of_the_round_before() -> None:
+    fold = Fold(spec_with())
+    fold.run()
+    sizes = Sizes(spec=fold.spec)
+    routers = [one for one in fold.seen_lineages.values() if one.role == "router"]
+    for round_index in (1, 2):
+        for index, router in enumerate(routers):
+            label = f"score round {round_index} with router {index}"
+            task = next(task for task in fold.seen_tasks.values() if task.label == label)
+            step = round_index * sizes.router_steps_per_round
+            assert dict(task.inputs)["weights"] == fold.commits(router.id)[step].weights
+            assert json.loads(task.params_json)["start"] == round_index * 32
+    segments = [Segment.from_json(text) for text in routers[1].segments_json]
+    assert [segment.data.kind for segment in segments] == ["random_share", "assigned", "assigned"]
+
+
+def test_no_two_stages_train_on_the_same_positions_except_the_opponents() -> None:
+    sizes = Sizes(spec=spec_with())
+    assert [sizes.router_chunk_start(r) for r in range(3)] == [0, 32, 64]
+    assert [sizes.expert_chunk_start(c) for c in range(3)] == [96, 160, 224]
+
+
+def test_the_dense_twin_is_wanted_in_full_as_soon_as_there_are_tokens() -> None:
+    fold = Fold(spec_with())
+    while not (wanted := fold.advance()).lineages:
+        fold.do(fold.open_work(wanted)[0])
+    known = {one.label: one.known_steps == one.total_steps for one in wanted.lineages}
+    assert known == {
+        "router 0": False,
+        "router 1": False,
+        "expert 0": False,
+        "expert 1": False,
+        "dense twin": True,
+        "random split 0": True,
+    }
+
+
+def test_the_dense_twin_spends_what_routers_scoring_and_experts_cost() -> None:
+    spec = spec_with()
+    router, expert = spec.router_model(), spec.expert_model()
+    total = 3 * 32 * train_flops(router, 8) + 2 * 32 * 2 * forward_flops(router, 8)
+    total += 192 * train_flops(expert, 16) + 192 * 2 * forward_flops(router, 8)
+    sizes = Sizes(spec=spec)
+    assert sizes.mixture_flops["total"] == pytest.approx(total)
+    cell = Cell(batch_size=4, learning_rate=1e-3)
+    spent = sizes.dense_steps(cell) * 4 * train_flops(expert, 16)
+    assert total - 4 * train_flops(expert, 16) < spent <= total
+
+
+def test_the_random_split_shares_its_init_with_the_experts_and_nothing_else_does() -> None:
+    fold = Fold(spec_with(controls=ControlSpec(random_split="all")))
+    fold.run()
+    recipes = [Recipe.from_json(one.recipe_json) for one in fold.seen_lineages.values()]
+    seeds = {(recipe.role, recipe.index): recipe.init_seed for recipe in recipes}
+    assert seeds["random_split", 1] == seeds["expert", 1] != seeds["expert", 0]
+    assert len(set(seeds.values())) == 5
+
+
+def test_a_run_without_opponents_still_ends() -> None:
+    spec = spec_with(dense=DenseSpec(enabled=False), controls=ControlSpec(random_split="none"))
+    fold = Fold(spec)
+    wanted = fold.run()
+    assert isinstance(wanted.outcome, Finished)
+    assert facts_of(fold)["dense"] is None
+    assert {one.role for one in wanted.lineages} == {"router", "expert"}
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train_rows", 0), ("valid_rows", 0), ("test_rows", 19)])
+def test_too_little_text_fails_the_run_with_the_numbers(split: str, rows: int) -> None:
+    wanted = Fold(spec_with(), **{split: rows}).run()
+    assert isinstance(wanted.outcome, Failed)
+    assert wanted.outcome.error_id == "corpus.too-small"
+    assert f"has {rows} rows" in wanted.outcome.message
+
+
+def test_text_for_less_than_an_epoch_is_allowed_and_reported() -> None:
+    fold = Fold(spec_with(), train_rows=64)
+    assert isinstance(fold.run().outcome, Finished)
+    assert facts_of(fold)["epochs"]["experts"] == 3.0
+
+
+def test_a_checkpoint_that_fails_its_probe_is_not_published_and_the_one_before_stays() -> None:
+    fold = Fold(spec_with())
+    fold.run()
+    probes = [task for task in fold.seen_tasks.values() if task.label.startswith("probe expert 0")]
+    assert len(probes) == 4
+    last = fold.done[probes[-1].id]
+    fold.done[probes[-1].id] = replace(last, figures={**last.figures, "mean_nll": 2.06})
+    second_last = int(probes[-2].label.split()[-1])
+    assert fold.advance().publish[0].step == second_last
+    for probe in probes:
+        fold.done[probe.id] = replace(last, figures={"mean_nll": None, "finite": False, "log_vocab": 5.7})
+    wanted = fold.advance()
+    assert [one.slot for one in wanted.publish] == ["expert-1", "dense"]
+    assert isinstance(wanted.outcome, Finished)
+
+
+def test_the_next_chunk_becomes_urgent_when_an_expert_begins_the_last_it_has() -> None:
+    fold = Fold(spec_with())
+    wanted = fold.advance()
+    while not any(one.role == "expert" and one.known_steps for one in wanted.lineages):
+        work = [one for one in fold.open_work(wanted) if one.label.split()[0] not in ("dense", "random", "purity")]
+        fold.do(work[0])
+        wanted = fold.advance()
+    ranks = {task.label: task.rank for task in wanted.tasks}
+    assert (ranks["score chunk 1 with router 0"], ranks["score chunk 2 with router 0"]) == (1, 1)
+    expert = next(one for one in wanted.lineages if one.label == "expert 0")
+    fold.do(expert)
+    ranks = {task.label: task.rank for task in fold.advance().tasks}
+    assert (ranks["score chunk 1 with router 0"], ranks["score chunk 2 with router 0"]) == (0, 1)
