@@ -1,0 +1,372 @@
+"""The typed client: what the CLI can do, a program can do with these. Every failure is a `PotluckError`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from potluck.client_values import Generated, Routed, Scored
+from potluck.errors import JoinError, NotReachable, PotluckError
+from potluck.net.channels import open_channel, open_sync_channel
+from potluck.net.diagnose import diagnose, diagnose_sync
+from potluck.net.guard import error_from_rpc
+from potluck.net.identity import Identity
+from potluck.net.tls import COORDINATOR_NAME, ROUTER_NAME
+from potluck.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc
+
+__all__ = ["AdminClient", "AsyncRouterClient", "Generated", "Routed", "RouterClient", "Scored", "identity_in"]
+
+CALL_TIMEOUT_S = 30.0
+GENERATE_TIMEOUT_S = 600.0
+"""A deadline is always set: what the other side holds for a call it must be able to let go of."""
+
+Prompt = str | Sequence[int]
+
+
+def identity_in(home: Path) -> Identity:
+    """The identity kept under a home: the administrator's if a coordinator lives there, else its own.
+
+    Raises:
+        JoinError: ``join.no-identity``: there is none.
+    """
+    places = (home / "coordinator" / "admin" / "identity", home / "admin" / "identity", home / "identity")
+    for place in places:
+        try:
+            return Identity.load(place)
+        except JoinError as error:
+            if error.error_id != "join.no-identity":
+                raise
+    raise JoinError("join.no-identity", f"no identity under {home}", "join first: potluck join <join string>")
+
+
+class AdminClient:
+    """AdminService of a coordinator, synchronous; returns the messages of ``admin.proto``.
+
+    Every method raises `PotluckError`s: the coordinator's, or ``net.*`` and ``join.*`` with the cause when the
+    call does not get there.
+    """
+
+    def __init__(self, identity: Identity, *, target: str | None = None) -> None:
+        """
+        Args:
+            identity: an administrator's.
+            target: host:port; the identity's coordinator by default.
+        """
+        self._identity = identity
+        self._target = target or identity.control_target
+        self._channel = open_sync_channel(identity, target=self._target)
+        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    @classmethod
+    def connect(cls, home: Path) -> Self:
+        """A client with the identity found under `home`."""
+        return cls(identity_in(home))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_run(self, spec_json: str, *, name: str, request_id: str, priority: int = 0) -> admin_pb2.StartRunResponse:
+        """Starts or resumes the run of a canonical spec; the same `request_id` gets the same answer."""
+        with self._errors():
+            request = admin_pb2.StartRunRequest(
+                request_id=request_id, spec_json=spec_json, name=name, priority=priority
+            )
+            return self._stub.StartRun(request, timeout=CALL_TIMEOUT_S)
+
+    def list_runs(self) -> admin_pb2.ListRunsResponse:
+        with self._errors():
+            return self._stub.ListRuns(admin_pb2.ListRunsRequest(), timeout=CALL_TIMEOUT_S)
+
+    def get_run(self, run: str) -> admin_pb2.RunInfo:
+        """A run by id, unique prefix or name."""
+        with self._errors():
+            return self._stub.GetRun(admin_pb2.GetRunRequest(run=run), timeout=CALL_TIMEOUT_S)
+
+    def watch_run(self, run: str) -> Iterator[admin_pb2.RunInfo]:
+        """Yields the run whenever it has changed, until it ends; closing the iterator ends the call."""
+        with self._errors():
+            call: Any = self._stub.WatchRun(admin_pb2.GetRunRequest(run=run))
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def cancel_run(self, run: str, *, request_id: str) -> admin_pb2.CancelRunResponse:
+        """Cancels a run; the same `request_id` gets the same answer."""
+        with self._errors():
+            request = admin_pb2.CancelRunRequest(run=run, request_id=request_id)
+            return self._stub.CancelRun(request, timeout=CALL_TIMEOUT_S)
+
+    def list_nodes(self) -> admin_pb2.ListNodesResponse:
+        with self._errors():
+            return self._stub.ListNodes(admin_pb2.ListNodesRequest(), timeout=CALL_TIMEOUT_S)
+
+    def get_ledger(self, run: str) -> admin_pb2.GetLedgerResponse:
+        with self._errors():
+            return self._stub.GetLedger(admin_pb2.GetLedgerRequest(run=run), timeout=CALL_TIMEOUT_S)
+
+    def invite(self, *, count: int, expires_ms: int, role: str) -> tuple[str, ...]:
+        """New single-use join strings for a role: node, router, client or admin."""
+        with self._errors():
+            request = admin_pb2.InviteRequest(count=count, expires_ms=expires_ms, role=role)
+            return tuple(self._stub.Invite(request, timeout=CALL_TIMEOUT_S).join_strings)
+
+    def shutdown(self, *, now: bool = False) -> admin_pb2.ShutdownResponse:
+        """Drains and stops the coordinator; `now` does not wait."""
+        with self._errors():
+            return self._stub.Shutdown(admin_pb2.ShutdownRequest(now=now), timeout=CALL_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        with _diagnosed(self._identity, self._target, COORDINATOR_NAME):
+            yield
+
+
+class RouterClient:
+    """RouterService of one router, synchronous.
+
+    Every method raises `PotluckError`s: the router's, or ``net.*`` and ``join.*`` with the cause when the call does
+    not get there.
+    """
+
+    def __init__(self, identity: Identity, target: str) -> None:
+        """
+        Args:
+            identity: of any role.
+            target: the router's host:port.
+        """
+        self._identity = identity
+        self._target = target
+        self._channel = open_sync_channel(identity, target=target, server_name=ROUTER_NAME)
+        self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
+
+    @classmethod
+    def connect(cls, home: Path, target: str = "") -> Self:
+        """A client with the identity under `home`; without a target, of the first live router the coordinator names.
+
+        Raises:
+            NotReachable: ``net.no-router``: the coordinator knows of none.
+        """
+        identity = identity_in(home)
+        return cls(identity, target or first_router(identity))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
+        """Which expert a text or ids go to. A run is an id, a name or a prefix; empty is the newest published."""
+        with self._errors():
+            return _routed(self._stub.Route(_route_request(prompt, run), timeout=timeout_s))
+
+    def score(self, prompt: Prompt, *, run: str = "", slot: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Scored:
+        """Log-probabilities of tokens 2..n under the routed expert, or under `slot`."""
+        with self._errors():
+            return _scored(self._stub.Score(_score_request(prompt, run, slot), timeout=timeout_s))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        run: str = "",
+        slot: str = "",
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+    ) -> Iterator[Generated]:
+        """Streams a continuation; closing the iterator cancels it down to the node.
+
+        A replica lost after the first token ends it with ``net.replica-lost``; send the prompt and the tokens
+        received so far as ids to go on.
+        """
+        request = _generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        return self._stream(request, timeout_s)
+
+    def _stream(self, request: router_pb2.GenerateRequest, timeout_s: float) -> Iterator[Generated]:
+        with self._errors():
+            call: Any = self._stub.Generate(request, timeout=timeout_s)
+            try:
+                for message in call:
+                    yield _generated(message)
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        with _diagnosed(self._identity, self._target, ROUTER_NAME):
+            yield
+
+
+class AsyncRouterClient:
+    """`RouterClient` for programs with an event loop; make it inside the loop."""
+
+    def __init__(self, identity: Identity, target: str) -> None:
+        self._identity = identity
+        self._target = target
+        self._channel = open_channel(identity, target=target, server_name=ROUTER_NAME)
+        self._stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
+        """As `RouterClient.route`."""
+        try:
+            return _routed(await self._stub.Route(_route_request(prompt, run), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise await self._cause(error) from error
+
+    async def score(
+        self, prompt: Prompt, *, run: str = "", slot: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> Scored:
+        """As `RouterClient.score`."""
+        try:
+            return _scored(await self._stub.Score(_score_request(prompt, run, slot), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise await self._cause(error) from error
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        run: str = "",
+        slot: str = "",
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+    ) -> AsyncGenerator[Generated, None]:
+        """As `RouterClient.generate`."""
+        request = _generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        call = self._stub.Generate(request, timeout=timeout_s)
+        try:
+            async for message in call:
+                yield _generated(message)
+        except grpc.RpcError as error:
+            raise await self._cause(error) from error
+        finally:
+            call.cancel()
+
+    async def _cause(self, error: grpc.RpcError) -> PotluckError:
+        known = error_from_rpc(error)
+        if known.error_id != "net.unreachable":
+            return known
+        return await diagnose(self._identity, target=self._target, server_name=ROUTER_NAME)
+
+
+def first_router(identity: Identity) -> str:
+    """host:port of the first live router the coordinator knows; needs an administrator's identity.
+
+    Raises:
+        NotReachable: ``net.no-router``.
+    """
+    with AdminClient(identity) as client:
+        nodes = client.list_nodes().nodes
+    for node in nodes:
+        if node.role == "router" and node.state == "live" and node.address:
+            return node.address
+    raise NotReachable("net.no-router", "the coordinator knows of no live router", "start one: potluck router")
+
+
+@contextlib.contextmanager
+def _diagnosed(identity: Identity, target: str, server_name: str) -> Iterator[None]:
+    """RPC errors as `PotluckError`s; an UNAVAILABLE that says nothing is probed once for its cause."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        known = error_from_rpc(error)
+        if known.error_id == "net.unreachable":
+            known = diagnose_sync(identity, target=target, server_name=server_name)
+        raise known from error
+
+
+def _route_request(prompt: Prompt, run: str) -> router_pb2.RouteRequest:
+    if isinstance(prompt, str):
+        return router_pb2.RouteRequest(text=prompt, run=run)
+    return router_pb2.RouteRequest(tokens=router_pb2.TokenIds(ids=prompt), run=run)
+
+
+def _score_request(prompt: Prompt, run: str, slot: str) -> router_pb2.ScoreRequest:
+    if isinstance(prompt, str):
+        return router_pb2.ScoreRequest(text=prompt, run=run, slot=slot)
+    return router_pb2.ScoreRequest(tokens=router_pb2.TokenIds(ids=prompt), run=run, slot=slot)
+
+
+def _generate_request(
+    prompt: Prompt, run: str, slot: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> router_pb2.GenerateRequest:
+    request = router_pb2.GenerateRequest(
+        run=run, slot=slot, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.tokens.CopyFrom(router_pb2.TokenIds(ids=prompt))
+    return request
+
+
+def _routed(answer: router_pb2.RouteResponse) -> Routed:
+    return Routed(
+        expert=answer.expert,
+        prefix_nll=tuple(answer.prefix_nll),
+        prefix_tokens=answer.prefix_tokens,
+        view_version=answer.view_version,
+        run=answer.run,
+        weights=answer.weights,
+    )
+
+
+def _scored(answer: router_pb2.ScoreResponse) -> Scored:
+    return Scored(
+        expert=answer.expert,
+        log_probs=tuple(answer.log_probs),
+        ids=tuple(answer.ids),
+        view_version=answer.view_version,
+        run=answer.run,
+        weights=answer.weights,
+    )
+
+
+def _generated(answer: router_pb2.GenerateResponse) -> Generated:
+    return Generated(
+        ids=tuple(answer.ids),
+        text=answer.text,
+        expert=answer.expert,
+        view_version=answer.view_version,
+        run=answer.run,
+        weights=answer.weights,
+        finish=answer.finish,
+    )

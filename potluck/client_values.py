@@ -1,0 +1,51 @@
+"""What a router answers, as plain values: the client returns them, the router makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOT_ROUTED = -1
+"""The expert of an answer whose slot is no expert, such as `dense`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """Which expert a text goes to, and why."""
+
+    expert: int
+    prefix_nll: tuple[float, ...]
+    """Per expert, nats per target token of the prefix; zeros when the text has one token and so no target."""
+    prefix_tokens: int
+    """Tokens the decision saw: at most the run's prefix length."""
+    view_version: int
+    run: str
+    weights: str
+    """Digest of the chosen expert's published weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Log-probabilities of a text's tokens 2..n under one expert, nats."""
+
+    expert: int
+    log_probs: tuple[float, ...]
+    ids: tuple[int, ...]
+    """The n tokens; `log_probs` has n - 1."""
+    view_version: int
+    run: str
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A piece of a generated text."""
+
+    ids: tuple[int, ...]
+    text: str
+    """The whole characters these ids complete; may be empty while one is being put together."""
+    expert: int
+    view_version: int
+    run: str
+    weights: str
+    finish: str
+    """Empty until the last piece: `eod` or `length`."""

@@ -1,0 +1,22 @@
+"""The routing decision: least mean prefix NLL, quantised as the offline scores are. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sampling.scoring import to_fixed_point
+
+
+def choose(mean_nll_E: npt.NDArray[np.floating]) -> int:
+    """The expert with the least quantised score; ties go to the lower index.
+
+    The quantisation is that of the offline score columns, so a tie there is a tie here. A score that
+    is not a number saturates: a broken router wins against none but its like.
+
+    Args:
+        mean_nll_E: `[experts]`, nats per target token of the prefix; finite or not.
+    """
+    assert mean_nll_E.ndim == 1
+    column_E, _ = to_fixed_point(mean_nll_E)
+    return int(np.argmin(column_E))

@@ -1,0 +1,190 @@
+"""Where requests are worked: checks, routing, and the hand-over to the node. Knows no wire format."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from potluck.client_values import NOT_ROUTED, Generated, Routed, Scored
+from potluck.errors import ResourceError, UsageError
+from router.book import Loaded, ViewBook
+from router.choose import choose
+from router.fleet import Fleet, Sampling
+from router.view import EXPERT_SLOT, expert_slot
+
+DEFAULT_MAX_TOKENS = 64
+MAX_TOKENS = 1024
+"""Most tokens of one generation; gRPC buffers for a client that never reads, so this bounds memory."""
+MAX_TEXT_BYTES = 65_536
+MAX_PROMPT_TOKENS = 65_536
+"""Text as long as a corpus section; ids as many as such a text can have."""
+MAX_WAITING = 256
+"""Routing decisions that may wait for the scoring thread: seconds of work."""
+
+Prompt = str | tuple[int, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A prompt on its way to a slot, with the view it was decided under."""
+
+    loaded: Loaded
+    ids: tuple[int, ...]
+    slot: str
+    expert: int
+    """The slot's index, or `NOT_ROUTED` for a slot that is no expert."""
+
+
+def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
+    """Sampling as asked, with zeros standing for defaults and max_tokens capped.
+
+    Raises:
+        UsageError: ``usage.bad-value``, naming the parameter.
+    """
+    allowed = {
+        "max_tokens": (max_tokens >= 0, max_tokens, f"0 for the default of {DEFAULT_MAX_TOKENS}, or 1 to {MAX_TOKENS}"),
+        "temperature": (math.isfinite(temperature) and temperature >= 0, temperature, "0 (greedy) or more"),
+        "top_k": (top_k >= 0, top_k, "0 (off) or more"),
+        "top_p": (0 <= top_p <= 1, top_p, "above 0 and at most 1; 0 stands for 1"),
+        "seed": (0 <= seed < 2**64, seed, "0 to 2**64 - 1"),
+    }
+    for name, (ok, value, fix) in allowed.items():
+        if not ok:
+            raise UsageError("usage.bad-value", f"{name} = {value}", f"allowed: {fix}")
+    return Sampling(
+        max_tokens=min(max_tokens or DEFAULT_MAX_TOKENS, MAX_TOKENS),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p or 1.0,
+        seed=seed,
+    )
+
+
+class Desk:
+    """One per router. Blocking work goes to the one scoring thread of `executor`."""
+
+    def __init__(self, book: ViewBook, fleet: Fleet, executor: Executor) -> None:
+        self._book = book
+        self._fleet = fleet
+        self._executor = executor
+        self._num_waiting = 0
+
+    async def route(self, prompt: Prompt, *, run: str) -> Routed:
+        """Decides the expert of a text.
+
+        Raises:
+            UsageError: ``usage.empty-text``, ``usage.too-long``, ``usage.bad-token``, ``usage.unknown-run``.
+            NotReachable: ``net.no-view``.
+            ResourceError: ``resource.busy``.
+        """
+        loaded = self._book.pick(run)
+        ids, prefix_nll = await self._decide(loaded, prompt)
+        expert = choose(prefix_nll)
+        return Routed(
+            expert=expert,
+            prefix_nll=tuple(float(nll) for nll in prefix_nll),
+            prefix_tokens=min(len(ids), loaded.view.prefix_length),
+            view_version=loaded.version,
+            run=loaded.view.run,
+            weights=loaded.view.key(expert_slot(expert)).weights,
+        )
+
+    async def score(self, prompt: Prompt, *, run: str, slot: str) -> Scored:
+        """Log-probabilities of tokens 2..n under the routed expert, or under `slot`.
+
+        Raises:
+            UsageError: as `route`, and ``usage.unknown-slot``.
+            NotReachable, ResourceError: as `route` and `Fleet.score`.
+        """
+        placed = await self._place(prompt, run=run, slot=slot)
+        key = placed.loaded.view.key(placed.slot)
+        log_probs = await self._fleet.score(key, placed.ids) if len(placed.ids) > 1 else ()
+        return Scored(
+            expert=placed.expert,
+            log_probs=log_probs,
+            ids=placed.ids,
+            view_version=placed.loaded.version,
+            run=key.run,
+            weights=key.weights,
+        )
+
+    async def generate(
+        self, prompt: Prompt, *, run: str, slot: str, sampling: Sampling
+    ) -> AsyncGenerator[Generated, None]:
+        """Streams a continuation of the prompt. Asking for the next piece says that this one was written.
+
+        Raises:
+            UsageError: as `score`.
+            NotReachable, ResourceError, ReplicaLost: as `Fleet.generate`.
+        """
+        placed = await self._place(prompt, run=run, slot=slot)
+        key = placed.loaded.view.key(placed.slot)
+        text = placed.loaded.scorer.text_stream()
+        async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
+            async for piece in pieces:
+                placed.loaded.scorer.check(piece.ids)
+                yield Generated(
+                    ids=piece.ids,
+                    text=text.feed(piece.ids),
+                    expert=placed.expert,
+                    view_version=placed.loaded.version,
+                    run=key.run,
+                    weights=key.weights,
+                    finish=piece.finish,
+                )
+
+    async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:
+        loaded = self._book.pick(run)
+        if slot:
+            if slot not in loaded.view.slots:
+                fix = f"slots of run {loaded.view.name}: {', '.join(sorted(loaded.view.slots))}"
+                raise UsageError("usage.unknown-slot", f"slot {slot!r} is not served", fix)
+            ids = await self._run(lambda: _ids_of(loaded, prompt))
+            index = slot.removeprefix(EXPERT_SLOT)
+            return Placed(loaded=loaded, ids=ids, slot=slot, expert=int(index) if index.isdigit() else NOT_ROUTED)
+        ids, prefix_nll = await self._decide(loaded, prompt)
+        expert = choose(prefix_nll)
+        return Placed(loaded=loaded, ids=ids, slot=expert_slot(expert), expert=expert)
+
+    async def _decide(self, loaded: Loaded, prompt: Prompt) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+        def blocking() -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+            ids = _ids_of(loaded, prompt)
+            return ids, loaded.scorer.prefix_nll(ids)
+
+        return await self._run(blocking)
+
+    async def _run(self, blocking: Callable[[], T]) -> T:
+        if self._num_waiting >= MAX_WAITING:
+            what = f"{self._num_waiting} routing decisions are waiting"
+            raise ResourceError("resource.busy", what, "try again shortly, or start a second router")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, blocking)
+        finally:
+            self._num_waiting -= 1
+
+
+def _ids_of(loaded: Loaded, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt's ids, checked for length and vocabulary.
+
+    Raises:
+        UsageError: ``usage.empty-text``, ``usage.too-long``, ``usage.bad-token``.
+    """
+    if isinstance(prompt, str) and (size := len(prompt.encode())) > MAX_TEXT_BYTES:
+        raise UsageError("usage.too-long", f"the text has {size} bytes", f"send at most {MAX_TEXT_BYTES}")
+    ids = loaded.scorer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not ids:
+        raise UsageError("usage.empty-text", "the text is empty", "send at least one token")
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise UsageError("usage.too-long", f"{len(ids)} token ids", f"send at most {MAX_PROMPT_TOKENS}")
+    loaded.scorer.check(ids)
+    return ids

@@ -1,0 +1,123 @@
+"""The router's Session with the coordinator: says where it can be dialled, takes views. Dials again for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from potluck import telemetry
+from potluck.errors import JoinError, NotReachable, PotluckError
+from potluck.ids import RunId
+from potluck.net.diagnose import diagnose
+from potluck.net.guard import error_from_rpc
+from potluck.net.identity import Identity
+from potluck.v1 import common_pb2, node_pb2, node_pb2_grpc
+from router.loader import Offer
+
+HEARTBEAT_S = 1.0
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 5.0
+BYE_S = 2.0
+"""How long the coordinator may take to end the stream after our bye."""
+
+log = telemetry.logger(__name__)
+
+
+class CoordinatorLink:
+    """One stream, dialled again whenever it breaks. The router serves on meanwhile, whatever the coordinator says."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        channel: grpc.aio.Channel,
+        *,
+        hello: common_pb2.Hello,
+        address: str,
+        on_view: Callable[[Offer], None],
+    ) -> None:
+        """
+        Args:
+            address: host:port that nodes and clients can dial.
+            on_view: takes each view; must not block.
+        """
+        self._identity = identity
+        self._stub: Any = node_pb2_grpc.NodeServiceStub(channel)
+        self._hello = node_pb2.SessionHello(hello=hello, router_address=address)
+        self._on_view = on_view
+        self._leaving = asyncio.Event()
+        self._lost = False
+        self._pause_s = FIRST_PAUSE_S
+
+    def close(self) -> None:
+        """Says bye; `run` returns soon after."""
+        self._leaving.set()
+
+    async def run(self) -> None:
+        """Keeps the session until `close`. A lost or refusing coordinator is logged once, then tried on."""
+        while not self._leaving.is_set():
+            try:
+                await self._stream()
+            except grpc.RpcError as error:
+                await self._say_lost(error_from_rpc(error))
+            if not await self._left_within(self._pause_s):
+                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    async def _stream(self) -> None:
+        call = self._stub.Session(self._up())
+        ending = asyncio.create_task(self._cancel_late(call))
+        try:
+            async for message in call:
+                for item in message.items:
+                    self._take(item)
+        except asyncio.CancelledError:
+            if not self._leaving.is_set():
+                raise
+        finally:
+            ending.cancel()
+            call.cancel()
+
+    async def _up(self) -> AsyncIterator[node_pb2.SessionUp]:
+        yield node_pb2.SessionUp(items=[node_pb2.UpItem(hello=self._hello)])
+        while not await self._left_within(HEARTBEAT_S):
+            beat = node_pb2.Heartbeat(activity="routing")
+            yield node_pb2.SessionUp(items=[node_pb2.UpItem(heartbeat=beat)])
+        bye = node_pb2.Bye(reason="the router is leaving")
+        yield node_pb2.SessionUp(items=[node_pb2.UpItem(bye=bye)])
+
+    def _take(self, item: node_pb2.DownItem) -> None:
+        match item.WhichOneof("item"):
+            case "welcome":
+                self._pause_s = FIRST_PAUSE_S
+                if self._lost:
+                    log.fact("coordinator-back", coordinator=self._identity.control_target)
+                self._lost = False
+            case "view":
+                view = item.view
+                self._on_view(Offer(run=RunId(view.run), version=view.version, view_json=view.view_json))
+            case _:
+                pass  # meant for nodes, or of a later version
+
+    async def _cancel_late(self, call: Any) -> None:
+        await self._leaving.wait()
+        await asyncio.sleep(BYE_S)
+        call.cancel()
+
+    async def _left_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaving.wait()
+        return self._leaving.is_set()
+
+    async def _say_lost(self, error: PotluckError) -> None:
+        """Says once why the coordinator does not answer; probing finds causes that gRPC hides."""
+        if self._lost or self._leaving.is_set():
+            return
+        self._lost = True
+        if isinstance(error, NotReachable) and not isinstance(error, JoinError):
+            error = await diagnose(self._identity)
+        log.fact("coordinator-lost", error_id=error.error_id, message=error.message, fix=error.fix)
