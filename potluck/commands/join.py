@@ -1,0 +1,32 @@
+"""`potluck join`: an expert node on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+from potluck.commands.enrolment import start_member
+from potluck.commands.foreground import run_in_foreground
+from potluck.commands.home import open_home
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("join", nargs="?", default="", metavar="STRING", help="a join string; not needed to come back")
+    parser.add_argument("--name", default="", help="how others see this node (default: the host name)")
+    parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
+
+
+def run(args: argparse.Namespace) -> int:
+    output, home = Output(as_json=args.json), open_home(args.home)
+    arguments = ["--name", args.name] if args.name else []
+    node = start_member(
+        "expert_node", home.node(), arguments, join=args.join, home=home, detach=args.detach, output=output
+    )
+    output.result({"pid": node.record.pid, **node.record.ready})
+    output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")
+    if args.detach:
+        output.next_step("potluck nodes   # on the coordinator's machine", f"potluck down --home {home.root}")
+        return 0
+    return run_in_foreground([node], output)

@@ -1,0 +1,61 @@
+"""`potluck nodes`: who is there, what they do, how fast."""
+
+from __future__ import annotations
+
+import argparse
+
+from potluck.commands.home import admin_client, open_home
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+from potluck.formatting import human_bytes, human_count
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    output, home = Output(as_json=args.json), open_home(args.home)
+    with admin_client(home) as client:
+        nodes = list(client.list_nodes().nodes)
+    output.result(
+        {
+            "nodes": [
+                {
+                    "node": node.node,
+                    "name": node.name,
+                    "role": node.role,
+                    "state": node.state,
+                    "silent_ms": node.silent_ms,
+                    "activity": node.activity,
+                    "label": node.label,
+                    "tokens_per_second": node.tokens_per_second,
+                    "hostname": node.hostname,
+                    "cores": node.cores,
+                    "memory_bytes": node.memory_bytes,
+                    "rss_bytes": node.rss_bytes,
+                    "version": node.version,
+                    "address": node.address,
+                }
+                for node in nodes
+            ]
+        }
+    )
+    if not nodes:
+        output.line("nobody has joined yet")
+        output.next_step(f"potluck invite --home {home.root}")
+        return 0
+    rows = [
+        [
+            node.name or node.node,
+            node.role,
+            node.state,
+            f"{node.activity} {node.label}".strip(),
+            human_count(node.tokens_per_second) if node.tokens_per_second else "-",
+            human_bytes(node.rss_bytes) if node.rss_bytes else "-",
+            f"{node.silent_ms / 1000:.0f} s",
+        ]
+        for node in nodes
+    ]
+    output.table(["name", "role", "state", "doing", "tokens/s", "memory", "silent"], rows, left=4)
+    return 0

@@ -1,0 +1,50 @@
+"""Fetches what a report is made of and puts it together."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from potluck.commands.home import Home, identity_of
+from potluck.errors import Refused
+from potluck.ids import Digest, short
+from potluck.spec import RunSpec
+
+if TYPE_CHECKING:
+    from potluck.client import AdminClient
+    from potluck.v1 import admin_pb2
+
+
+def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[str, Any]:
+    """The whole report of a finished run.
+
+    Raises:
+        Refused: ``refused.not-finished``.
+    """
+    from potluck.commands.transfer import get_blob
+    from potluck.report.build import RunFacts, build_report
+
+    if info.state != "finished":
+        message = f"run {short(info.run)} is {info.state} ({info.stage}, {info.fraction:.0%}); it has no report yet"
+        raise Refused("refused.not-finished", message, f"follow it with `potluck run watch {short(info.run)}`")
+    path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report))
+    science = json.loads(path.read_text(encoding="utf-8"))
+    ledger = client.get_ledger(info.run)
+    nodes = client.list_nodes().nodes
+    facts = RunFacts(
+        run=info.run,
+        name=info.name,
+        spec=RunSpec.from_json(info.spec_json),
+        steps_by_label={line.label: line.total_steps for line in ledger.lineages},
+        curves=json.loads(info.results_json or "{}"),
+        bytes_by_plane={
+            "control": ledger.bytes_control,
+            "corpus": ledger.bytes_corpus,
+            "scores": ledger.bytes_scores,
+            "weights": ledger.bytes_weights,
+        },
+        tokens_per_second={node.name or node.node: node.tokens_per_second for node in nodes if node.role == "node"},
+        ledger_ok=ledger.ok,
+        ledger_problems=tuple(ledger.problems),
+    )
+    return build_report(science, facts)

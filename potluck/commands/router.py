@@ -1,0 +1,34 @@
+"""`potluck router`: answers route, score and generate requests."""
+
+from __future__ import annotations
+
+import argparse
+
+from potluck.commands.enrolment import start_member
+from potluck.commands.foreground import run_in_foreground
+from potluck.commands.home import ROUTER_PORT, open_home
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("join", nargs="?", default="", metavar="STRING", help="a join string; not needed to come back")
+    parser.add_argument("--host", default="", help="address to listen on (default: all, or loopback if that is home)")
+    parser.add_argument("--port", type=int, default=ROUTER_PORT, help=f"port for clients and nodes ({ROUTER_PORT})")
+    parser.add_argument("--http", action="store_true", help="answer JSON over HTTP on the next port too")
+    parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
+
+
+def run(args: argparse.Namespace) -> int:
+    output, home = Output(as_json=args.json), open_home(args.home)
+    arguments = ["--port", str(args.port), *(["--host", args.host] if args.host else [])]
+    arguments += ["--http"] if args.http else []
+    router = start_member(
+        "router", home.router, arguments, join=args.join, home=home, detach=args.detach, output=output
+    )
+    output.result({"pid": router.record.pid, **router.record.ready})
+    address = router.record.ready.get("address", "")
+    output.line(f"router at {address}: pid {router.record.pid}, state in {home.router}")
+    output.next_step(f'potluck route "def main():" --home {home.root}', f'potluck generate "The" --home {home.root}')
+    return 0 if args.detach else run_in_foreground([router], output)

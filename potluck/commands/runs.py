@@ -1,0 +1,138 @@
+"""What commands do with runs: submit a spec with its text, find a run, show it."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potluck.commands.home import Home, identity_of
+from potluck.commands.output import Output
+from potluck.commands.text import ingest
+from potluck.config import load_toml
+from potluck.errors import ResourceError, SpecError, UsageError
+from potluck.formatting import human_bytes, human_count
+from potluck.ids import Digest, short
+from potluck.sizing import cost_of
+from potluck.spec import RunFile, RunSpec, parse_run_file
+
+if TYPE_CHECKING:
+    from potluck.client import AdminClient
+    from potluck.v1 import admin_pb2
+
+WORKER_BYTES = 500_000_000
+"""A worker with torch loaded and no model."""
+
+
+def read_run_file(path: Path) -> tuple[RunFile, Path]:
+    """A spec file and the folder or file of text it names.
+
+    Raises:
+        SpecError: naming the key.
+    """
+    file = parse_run_file(load_toml(path))
+    data = (path.resolve().parent / file.data).resolve()
+    if file.data == "demo" and not data.exists():
+        fix = "fetch it with `python tools/demo_corpus.py DIR` in a checkout and write data = \"DIR\""
+        raise SpecError("spec.no-demo-text", f"{path}: data = \"demo\", but {data} does not exist", fix)
+    return file, data
+
+
+def submit(client: AdminClient, home: Home, spec_path: Path, *, name: str, output: Output) -> admin_pb2.StartRunResponse:
+    """Ingests the text, puts it into the coordinator's store and starts the run, or resumes it.
+
+    Raises:
+        ResourceError: ``resource.memory``: no live node can hold an expert.
+    """
+    from potluck.commands.transfer import put_corpus
+
+    file, data = read_run_file(spec_path)
+    draft = file.canonical(Digest("0" * 64))
+    require_memory(draft, client, output)
+    ingested = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=draft.seed, output=output)
+    spec = file.canonical(Digest(ingested["manifest"]))
+    files = {Digest(digest): Path(path) for digest, path in ingested["files"].items()}
+    put_corpus(identity_of(home), home.scratch("blobs"), files, output)
+    return client.start_run(
+        spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex
+    )
+
+
+def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
+    """Refuses a run whose experts fit no node there is; with no node yet, only says so."""
+    needed = cost_of(spec).expert_memory_bytes + WORKER_BYTES
+    nodes = [node for node in client.list_nodes().nodes if node.role == "node" and node.state != "gone"]
+    if not nodes:
+        output.note("no node has joined yet: the run waits for one")
+        return
+    largest = max(node.memory_bytes for node in nodes)
+    if needed > largest:
+        raise ResourceError(
+            "resource.memory",
+            f"an expert needs {human_bytes(needed)} to train; the largest of {len(nodes)} nodes has {human_bytes(largest)}",
+            "take a smaller experts.model or batch_size, or add a larger node",
+        )
+
+
+def find_run(client: AdminClient, run: str) -> admin_pb2.RunInfo:
+    """The run of an id, the start of one, or a name; the newest for an empty text.
+
+    Raises:
+        UsageError: ``usage.no-run``.
+    """
+    if run:
+        return client.get_run(run)
+    runs = list(client.list_runs().runs)
+    if not runs:
+        raise UsageError("usage.no-run", "this coordinator has no run yet", "start one with `potluck run start SPEC.toml`")
+    return client.get_run(max(runs, key=lambda info: info.created_unix_ms).run)
+
+
+def run_summary(info: admin_pb2.RunInfo) -> dict[str, Any]:
+    """A run as JSON for programs."""
+    return {
+        "run": info.run,
+        "name": info.name,
+        "state": info.state,
+        "reason": info.reason,
+        "stage": info.stage,
+        "fraction": info.fraction,
+        "report": info.report,
+        "tasks": {"open": info.tasks_open, "done": info.tasks_done},
+        "lineages": [
+            {
+                "label": line.label,
+                "role": line.role,
+                "head_step": line.head_step,
+                "total_steps": line.total_steps,
+                "node": line.node,
+                "loss": line.loss,
+                "tokens_per_second": line.tokens_per_second,
+            }
+            for line in info.lineages
+        ],
+        "published": [{"slot": s.slot, "step": s.step, "replicas": list(s.replicas)} for s in info.published],
+    }
+
+
+def show_run(info: admin_pb2.RunInfo, output: Output) -> None:
+    output.result(run_summary(info))
+    reason = f": {info.reason}" if info.reason else ""
+    output.line(f"run {short(info.run)} ({info.name}) {info.state}{reason}")
+    output.line(f"stage: {info.stage}, {info.fraction:.0%} of the planned work")
+    output.line(f"tasks: {info.tasks_done} done, {info.tasks_open} open")
+    rows = [
+        [
+            line.label,
+            line.node or "-",
+            f"{line.head_step}/{line.total_steps}",
+            f"{line.loss:.3f}" if line.loss else "-",
+            human_count(line.tokens_per_second) if line.tokens_per_second else "-",
+        ]
+        for line in info.lineages
+    ]
+    if rows:
+        output.table(["lineage", "node", "committed", "loss", "tokens/s"], rows, left=2)
+    if info.published:
+        served = ", ".join(f"{slot.slot} x{len(slot.replicas)}" for slot in info.published)
+        output.line(f"serving: {served}")

@@ -1,0 +1,39 @@
+"""`potluck score TEXT`: how probable a text is, token by token."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from potluck.commands.home import open_home, router_client
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("text")
+    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the router started in this home")
+    parser.add_argument("--run", default="", help="default: the newest published run")
+    parser.add_argument("--slot", default="", help="expert-2 or dense, instead of the routed expert")
+
+
+def run(args: argparse.Namespace) -> int:
+    output, home = Output(as_json=args.json), open_home(args.home)
+    with router_client(home, args.router) as client:
+        scored = client.score(args.text, run=args.run, slot=args.slot)
+    count = len(scored.log_probs)
+    nll = -sum(scored.log_probs) / count if count else 0.0
+    output.result(
+        {
+            "expert": scored.expert,
+            "ids": list(scored.ids),
+            "log_probs": list(scored.log_probs),
+            "nll": nll,
+            "run": scored.run,
+            "view_version": scored.view_version,
+        }
+    )
+    by = args.slot or f"expert {scored.expert}"
+    output.line(f"{by}: {nll:.4f} nats per token over {count} tokens, perplexity {math.exp(nll):.2f}")
+    return 0

@@ -1,0 +1,62 @@
+"""Reading a person's text: `python -m sampling` as a process of its own, its progress shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potluck.commands.output import Output
+from potluck.errors import CorpusError, PotluckError, ResourceError
+
+
+def ingest(data: Path, out: Path, *, seed: int, output: Output) -> Mapping[str, Any]:
+    """Writes document shards and a corpus manifest into `out`.
+
+    Returns:
+        The answer of `python -m sampling ingest --json`: manifest (digest), path, files (digest to
+        path), documents, bytes, sources, notes.
+
+    Raises:
+        CorpusError: as the reader says.
+    """
+    return _sampling(["ingest", str(data), "--out", str(out), "--seed", str(seed)], "reading the text", output)
+
+
+def estimate(data: Path, *, vocab_size: int, output: Output) -> Mapping[str, Any]:
+    """Bytes, sources and, guessed from a sample, tokens and train_tokens of a corpus."""
+    return _sampling(["estimate", str(data), "--vocab-size", str(vocab_size)], "estimating the tokens", output)
+
+
+def _sampling(arguments: Sequence[str], what: str, output: Output) -> Mapping[str, Any]:
+    command = [sys.executable, "-m", "sampling", *arguments, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, output.timed(what):
+        said: list[str] = []
+        for line in process.stderr:
+            text = line.rstrip()
+            said.append(text)
+            if text.startswith("note: "):
+                output.note(text)
+            elif text.endswith("%"):
+                output.progress(f"{what}: {text.rpartition(' ')[2]}")
+        answer = process.stdout.read()
+    if process.returncode != 0:
+        raise _error(answer, said, process.returncode)
+    return dict(json.loads(answer))
+
+
+def _error(answer: str, said: Sequence[str], code: int) -> PotluckError:
+    """The reader's own error, as it was raised there."""
+    try:
+        body = json.loads(answer)
+        kind = ResourceError if code == ResourceError.exit_code else CorpusError
+        return kind(body["error"], body["message"], body["fix"])
+    except (ValueError, KeyError):
+        tail = "\n    ".join(said[-8:])
+        return CorpusError("corpus.reader-failed", f"the reader ended with code {code}:\n    {tail}")

@@ -1,0 +1,62 @@
+"""`potluck up`: a coordinator, and on request a node beside it."""
+
+from __future__ import annotations
+
+import argparse
+
+from potluck.commands.daemons import Started, start
+from potluck.commands.foreground import run_in_foreground
+from potluck.commands.home import Home, open_home
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+
+DEFAULT_PORT = 7470
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; 127.0.0.1 keeps it on this machine")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="base port (default 7470); 0 takes free ones")
+    parser.add_argument("--advertise", default="", metavar="HOST", help="address to put into join strings")
+    parser.add_argument("--with-node", action="store_true", help="start an expert node here too")
+    parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
+    parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only: for tests")
+    parser.add_argument("--quota-bytes", type=int, default=0, help="most bytes of blobs to keep on disk")
+
+
+def run(args: argparse.Namespace) -> int:
+    output, home = Output(as_json=args.json), open_home(args.home)
+    arguments = ["--host", args.host, "--port", str(args.port)]
+    arguments += ["--advertise", args.advertise] if args.advertise else []
+    arguments += ["--insecure"] if args.insecure else []
+    arguments += ["--quota-bytes", str(args.quota_bytes)] if args.quota_bytes else []
+    with output.timed("starting the coordinator"):
+        coordinator = start("coordinator", home.coordinator, arguments, own_session=args.detach)
+    started = [coordinator]
+    if args.with_node:
+        started.insert(0, _start_node(home, coordinator, detach=args.detach, output=output))
+    _announce(coordinator, home, output, detach=args.detach)
+    if args.detach:
+        return 0
+    return run_in_foreground(started, output)
+
+
+def join_string_of(coordinator: Started) -> str:
+    return str(coordinator.record.ready["join"])
+
+
+def _start_node(home: Home, coordinator: Started, *, detach: bool, output: Output) -> Started:
+    with output.timed("starting a node"):
+        arguments = ["--join", join_string_of(coordinator)] if not (home.node() / "identity.json").exists() else []
+        return start("expert_node", home.node(), arguments, own_session=detach)
+
+
+def _announce(coordinator: Started, home: Home, output: Output, *, detach: bool) -> None:
+    join = join_string_of(coordinator)
+    output.result({"join": join, "pid": coordinator.record.pid, **coordinator.record.ready})
+    output.line(f"coordinator: pid {coordinator.record.pid}, state in {home.coordinator}")
+    output.line("join string, for one node (`potluck invite` makes more):")
+    output.line(join)
+    suffix = "" if home.root == open_home("~/.potluck").root else f" --home {home.root}"
+    steps = [f"potluck join '{join}'   # on the other machine", f"potluck run start SPEC.toml{suffix}   # here"]
+    output.next_step(*steps, *([f"potluck down{suffix}   # stops it"] if detach else []))

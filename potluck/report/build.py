@@ -1,0 +1,161 @@
+"""report.json: what a finished run found, did and cost, put together from three sources.
+
+The science comes from the run's report blob (the `compare` task), the work from the run's lineages,
+the traffic and the proof of completeness from the coordinator's ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from potluck.config import to_mapping
+from potluck.lm.flops import forward_flops, train_flops
+from potluck.report.schema import SCHEMA_VERSION, check_report
+from potluck.spec import RunSpec
+
+PLANES = ("control", "corpus", "scores", "weights")
+SCORED_BYTES_PER_SEQUENCE_AND_EXPERT = 4
+"""The paper's count: 2 bytes of float16 sent and 2 received, 4TE/S in all (2410.03529, appendix)."""
+TAKEN_FROM_SCIENCE = (
+    "targets",
+    "mixture",
+    "dense",
+    "random_split",
+    "oracle",
+    "mixture_minus_dense",
+    "random_minus_dense",
+    "by_source",
+    "packs",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageWork:
+    """How long one lineage was trained."""
+
+    role: str
+    label: str
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the coordinator knows of a finished run."""
+
+    run: str
+    name: str
+    spec: RunSpec
+    lineages: Sequence[LineageWork]
+    curves: Mapping[str, Any]
+    """{"lineages": {label: [[step, loss], ...]}, "purity": [...]}."""
+    bytes_by_plane: Mapping[str, int]
+    tokens_per_second: Mapping[str, float]
+    ledger_ok: bool
+    ledger_problems: Sequence[str]
+
+
+def build_report(science: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
+    """The whole report, checked against its schema.
+
+    Raises:
+        DataError: ``data.bad-report``: the run's report blob lacks something.
+    """
+    tokens, flops = _work(facts)
+    trained = sum(tokens.values())
+    paper_per_token = SCORED_BYTES_PER_SEQUENCE_AND_EXPERT * facts.spec.experts.num / facts.spec.text.sequence_length
+    expert_tokens = tokens.get("experts", 0)
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run": facts.run,
+        "name": facts.name,
+        "spec_digest": facts.run,
+        "spec": to_mapping(facts.spec),
+        "profile": to_mapping(facts.spec.profile),
+        "parameters": {
+            "expert": facts.spec.expert_model().num_parameters,
+            "router": facts.spec.router_model().num_parameters,
+        },
+        "tokens": tokens,
+        "flops": flops,
+        **{key: science[key] for key in TAKEN_FROM_SCIENCE if key in science},
+        "routing": _routing(science),
+        "curves": {"lineages": facts.curves.get("lineages", {}), "purity": facts.curves.get("purity", [])},
+        "bytes": {plane: facts.bytes_by_plane.get(plane, 0) for plane in PLANES},
+        "bytes_per_trained_token": {
+            plane: facts.bytes_by_plane.get(plane, 0) / trained if trained else 0.0 for plane in PLANES
+        },
+        "paper_bytes": {
+            "scores": paper_per_token * expert_tokens,
+            "scores_per_trained_token": paper_per_token,
+            "formula": "4 T E / S: T tokens the experts train on, E experts, S targets a row",
+        },
+        "tokens_per_second": dict(facts.tokens_per_second),
+        "ledger": {"ok": facts.ledger_ok, "problems": list(facts.ledger_problems)},
+    }
+    report["verdict"] = verdict(report)
+    check_report(report)
+    return report
+
+
+def verdict(report: Mapping[str, Any]) -> dict[str, str]:
+    """Who did better on the text after the prefix, by the sign of an interval; never rounded to a win."""
+    difference = report.get("mixture_minus_dense")
+    if difference is None:
+        return {"better": "none", "text": "no dense twin was trained, so there is nothing to compare with"}
+    low, mean, high = difference["low"], difference["mean"], difference["high"]
+    interval = f"{mean:+.4f} nats a token, interval [{low:+.4f}, {high:+.4f}]"
+    if high < 0:
+        percent = 100 * (1 - math.exp(mean))
+        return {"better": "mixture", "text": f"the mixture is better: {interval} ({percent:.1f}% lower perplexity)"}
+    if low > 0:
+        percent = 100 * (math.exp(mean) - 1)
+        return {"better": "dense", "text": f"the dense twin is better: {interval} ({percent:.1f}% lower for dense)"}
+    return {"better": "undecided", "text": f"undecided: {interval} holds zero"}
+
+
+def where_dense_wins(report: Mapping[str, Any]) -> list[str]:
+    """Sources on which the dense twin has the lower suffix NLL, worst for the mixture first."""
+    losses = {
+        source: line["mixture"] - line["dense"]
+        for source, line in report["by_source"].items()
+        if line.get("dense") is not None and line["mixture"] > line["dense"]
+    }
+    return sorted(losses, key=lambda source: -losses[source])
+
+
+def tokens_per_parameter(report: Mapping[str, Any]) -> float:
+    """Tokens each expert trained on, per parameter of one expert."""
+    per_expert = report["tokens"].get("experts", 0) / report["spec"]["experts"]["num"]
+    return float(per_expert / report["parameters"]["expert"])
+
+
+def _work(facts: RunFacts) -> tuple[dict[str, int], dict[str, float]]:
+    """Target tokens and FLOPs by side; scoring counts forwards of what the routers read to decide."""
+    spec, expert, router = facts.spec, facts.spec.expert_model(), facts.spec.router_model()
+    length, prefix = spec.text.sequence_length, spec.text.prefix_length
+    sides = {
+        "router": ("routers", spec.routers.batch_size, prefix - 1, train_flops(router, prefix)),
+        "expert": ("experts", spec.experts.batch_size, length, train_flops(expert, length)),
+        "dense": ("dense", spec.dense.batch_size, length, train_flops(expert, length)),
+        "random_split": ("random_split", spec.experts.batch_size, length, train_flops(expert, length)),
+    }
+    tokens: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    for lineage in facts.lineages:
+        side, batch, targets, per_row = sides[lineage.role]
+        rows = lineage.steps * batch
+        tokens[side] = tokens.get(side, 0) + rows * targets
+        flops[side] = flops.get(side, 0.0) + rows * per_row
+    scored_rows = (spec.routers.rounds - 1) * spec.routers.chunk_sequences
+    scored_rows += spec.experts.chunks * spec.experts.chunk_sequences
+    flops["scoring"] = scored_rows * spec.experts.num * forward_flops(router, prefix)
+    return tokens, flops
+
+
+def _routing(science: Mapping[str, Any]) -> dict[str, Any]:
+    routing = dict(science.get("routing", {}))
+    routing.setdefault("sources", list(science.get("by_source", {})))
+    return routing

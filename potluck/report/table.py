@@ -1,0 +1,104 @@
+"""The table of a finished run as plain text, at most 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from potluck.formatting import format_table, human_bytes, human_count
+from potluck.report.build import PLANES, tokens_per_parameter, where_dense_wins
+
+SIDES = {
+    "mixture": "mixture, routed",
+    "dense": "dense twin, same FLOPs",
+    "random_split": "random split",
+    "oracle": "oracle routing",
+}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """All tables of a report, one under the other."""
+    blocks = [_sides(report), report["verdict"]["text"], _sources(report), _dense_wins(report), _cost(report)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _sides(report: Mapping[str, Any]) -> str:
+    rows = []
+    for side, name in SIDES.items():
+        values = report.get(side)
+        if values is None:
+            continue
+        rows.append(
+            [
+                name,
+                f"{values['nll_suffix']:.4f}",
+                f"{values['perplexity_suffix']:.2f}",
+                f"{values['nll_all']:.4f}",
+                f"{values['perplexity_all']:.2f}",
+            ]
+        )
+    prefix = report["spec"]["text"]["prefix_length"]
+    title = f"Held-out test text, nats per token. Leak-free: only tokens after the first {prefix}."
+    return format_table(["side", "leak-free", "perplexity", "all", "perplexity"], rows, title=title)
+
+
+def _sources(report: Mapping[str, Any]) -> str:
+    rows = [
+        [source, *[_number(line.get(side)) for side in SIDES], str(line["rows"]), _top_expert(report, source)]
+        for source, line in report["by_source"].items()
+    ]
+    columns = ["leak-free by source", "mixture", "dense", "random", "oracle", "rows", "expert"]
+    return format_table(columns, rows)
+
+
+def _top_expert(report: Mapping[str, Any], source: str) -> str:
+    """The expert that takes most of a source, and its share."""
+    routing = report["routing"]
+    if source not in routing["sources"] or not routing["table"]:
+        return "-"
+    column = routing["sources"].index(source)
+    counts = [line[column] for line in routing["table"]]
+    total = sum(counts)
+    if not total:
+        return "-"
+    best = max(range(len(counts)), key=lambda i: counts[i])
+    return f"{best} ({counts[best] / total:.0%})"
+
+
+def _dense_wins(report: Mapping[str, Any]) -> str:
+    if report.get("dense") is None:
+        return ""
+    ratio = tokens_per_parameter(report)
+    sources = where_dense_wins(report)
+    trained = f"each expert trained on {ratio:.1f} tokens per parameter"
+    if not sources:
+        return f"The dense twin is ahead on no source ({trained})."
+    return f"The dense twin is ahead on {', '.join(sources)}\n({trained})."
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    rows = [
+        [side, human_count(report["tokens"].get(side, 0)) if side in report["tokens"] else "-", human_count(flops)]
+        for side, flops in report["flops"].items()
+    ]
+    work = format_table(["work", "tokens", "FLOPs"], rows)
+    traffic = format_table(
+        ["plane", "bytes", "per trained token"],
+        [
+            [plane, human_bytes(report["bytes"][plane]), f"{report['bytes_per_trained_token'][plane]:.4f}"]
+            for plane in PLANES
+        ],
+    )
+    paper = report["paper_bytes"]
+    note = (
+        f"The paper counts 4E/S = {paper['scores_per_trained_token']:.4f} bytes of scores a trained token, "
+        f"{human_bytes(paper['scores'])} here."
+    )
+    ledger = (
+        "complete: every step once, in one chain" if report["ledger"]["ok"] else "; ".join(report["ledger"]["problems"])
+    )
+    return f"{work}\n\n{traffic}\n{note}\n\nledger: {ledger}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
