@@ -94,6 +94,7 @@ class World:
         self.lives += 1
         self.machine = Machine(first_request_id=self.lives * IDS_PER_LIFE, outbox=self.disk)
         self.open: dict[str, do.Request] = {}
+        self.failed: dict[str, do.Request] = {}
         self.last_id: dict[str, int] = {}
         self.fetching: Lease | None = None
         self.worker: Lease | None = None
@@ -140,11 +141,12 @@ class World:
                 pass
 
     def request(self, verb: str, effect: do.Request) -> None:
-        before = self.open.get(verb)
-        if before is None:
+        assert verb not in self.open, "one request of a verb at a time"
+        failed = self.failed.pop(verb, None)
+        if failed is None:
             assert effect.request_id > self.last_id.get(verb, 0), "ids of one verb grow"
         else:
-            assert effect == before, "an open request is repeated as it was"
+            assert effect == failed, "a request without an answer is repeated as it was"
         self.last_id[verb] = effect.request_id
         self.open[verb] = effect
 
@@ -197,8 +199,7 @@ class World:
         effect = self.open.pop(verb)
         event = self.reply(effect)
         if isinstance(event, on.CommitAnswered | on.TaskAnswered) and self.hostile and self.rng.random() < 0.2:
-            self.open[verb] = effect  # Handled there, the answer lost here.
-            self.tell(on.RequestFailed(verb="deliver", request_id=effect.request_id))
+            self.fail(verb, effect)  # Handled there, the answer lost here.
             return
         self.tell(event)
         self.late.append(event)
@@ -218,7 +219,12 @@ class World:
 
     def lose_answer(self) -> None:
         for verb in sorted(self.open):
-            self.tell(on.RequestFailed(verb=verb, request_id=self.open[verb].request_id))  # type: ignore[arg-type]
+            self.fail(verb, self.open.pop(verb))
+
+    def fail(self, verb: str, effect: do.Request) -> None:
+        self.failed[verb] = effect
+        self.tell(on.RequestFailed(verb=verb, request_id=effect.request_id))  # type: ignore[arg-type]
+        assert verb not in self.failed, "it is repeated at once; the shell has waited"
 
     def session(self) -> None:
         if not self.up or (self.hostile and self.rng.random() < 0.3):

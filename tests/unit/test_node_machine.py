@@ -257,3 +257,14 @@ def test_a_stop_that_crosses_the_end_of_the_work_is_not_waited_for() -> None:
     machine.handle(on.LeaseLost(fence=Fence(7), reason="lapsed"))
     assert machine.handle(on.WorkerDone(fence=Fence(7))) == [do.AskForLease(request_id=101)]
     assert machine.handle(on.WorkerStopped(fence=Fence(7))) == []
+
+
+def test_news_of_an_older_lease_changes_nothing() -> None:
+    machine = working()
+    for event in (
+        on.WorkerStopped(fence=Fence(6)),
+        on.WorkerFailed(fence=Fence(6), error_id="bug.worker", message=""),
+        on.InputsReady(fence=Fence(6)),
+    ):
+        assert machine.handle(event) == []
+    assert machine.activity == "training"
