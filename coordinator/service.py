@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -53,7 +54,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def AcquireLease(
         self, request: node_pb2.AcquireLeaseRequest, context: Context
     ) -> node_pb2.AcquireLeaseResponse:
+        useful = await self._runtime.read(_useful_to_hold)
         event = wire.lease_requested(request, caller(context).node_id, self._runtime.now_ms())
+        # Of hundreds of digests a request may name, the journal keeps those that can steer a grant.
+        event = replace(event, held=tuple(digest for digest in event.held if digest in useful))
         return wire.lease_response(await self._runtime.submit(event))
 
     async def RenewLease(self, request: node_pb2.RenewLeaseRequest, context: Context) -> node_pb2.RenewLeaseResponse:
@@ -167,6 +171,15 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         except PotluckError:
             return artifact_pb2.BlobLocation(digest=digest, nodes=nodes)
         return artifact_pb2.BlobLocation(digest=digest, at_hub=True, size_bytes=size, nodes=nodes)
+
+
+def _useful_to_hold(state: State) -> frozenset[Digest]:
+    """What open work would have to fetch: weights of heads, inputs of open tasks."""
+    useful = {lineage.commits[-1].weights for lineage in state.durable.lineages.values() if lineage.commits}
+    for run in state.durable.running():
+        for task in run.open_tasks:
+            useful.update(digest for _, digest in state.durable.tasks[task].wanted.inputs)
+    return frozenset(useful)
 
 
 def _holders(state: State, digests: frozenset[Digest]) -> dict[Digest, list[NodeId]]:
