@@ -18,5 +18,6 @@ def choose(mean_nll_E: npt.NDArray[np.floating]) -> int:
         mean_nll_E: `[experts]`, nats per target token of the prefix; finite or not.
     """
     assert mean_nll_E.ndim == 1
-    column_E, _ = to_fixed_point(mean_nll_E)
+    with np.errstate(over="ignore"):  # what is infinite saturates like the rest
+        column_E, _ = to_fixed_point(mean_nll_E)
     return int(np.argmin(column_E))

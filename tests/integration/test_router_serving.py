@@ -1,0 +1,585 @@
+"""A whole router over mutual TLS, with nodes that dial it and real, random models."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import save_file
+
+from potluck.client import AsyncRouterClient, Generated, RouterClient
+from potluck.errors import JoinError, NotReachable, PotluckError, UsageError
+from potluck.ids import Digest, NodeId, RunId
+from potluck.lm.config import ModelConfig
+from potluck.lm.generate import SamplingParams, generate
+from potluck.lm.loss import token_nll
+from potluck.lm.model import Decoder, init_decoder
+from potluck.lm.score import prefix_mean_nll
+from potluck.net.blobs.store import BlobStore
+from potluck.net.channels import open_channel
+from potluck.net.identity import Identity
+from potluck.net.tls import ROUTER_NAME, CertificateAuthority, new_key_and_csr
+from potluck.v1 import expert_pb2 as pb
+from potluck.v1 import expert_pb2_grpc, node_pb2
+from router.choose import choose
+from router.daemon import Options, RouterDaemon
+from router.loader import Offer
+from router.view import View
+from sampling.bpe import train_bpe
+from sampling.scoring import to_fixed_point
+
+EXPERTS, PREFIX, SEQUENCE, VOCAB = 3, 8, 16, 300
+ROUTER_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=PREFIX)
+EXPERT_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=SEQUENCE + 1)
+TEXT = "the quick brown fox jumps over the lazy dog, said the größte Füchsin"
+RUN = RunId("a" * 64)
+PATIENCE_S = 30.0
+GREEDY = SamplingParams(max_tokens=40)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        torch.set_num_threads(1)
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+class World:
+    """One authority, one set of models, and a router's home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = CertificateAuthority.create(folder / "ca")
+        self.store = BlobStore(folder / "router" / "blobs")
+        self.tokenizer = train_bpe([TEXT] * 3, VOCAB)
+        self.routers = [init_decoder(ROUTER_MODEL, seed=e) for e in range(EXPERTS)]
+        path = folder / "tokenizer.json"
+        self.tokenizer.save(str(path))
+        self._tokenizer_digest = self.store.put_file(path)
+        self._router_digests = tuple(self._weights(model) for model in self.routers)
+        self.models: dict[str, Decoder] = {}
+
+    def view(self, *, seed: int = 100) -> View:
+        slots = {f"expert-{e}": self.expert(seed + e) for e in range(EXPERTS)} | {"dense": self.expert(seed + 50)}
+        return View(
+            run=RUN,
+            name="fox",
+            method="smalltalk",
+            tokenizer=self._tokenizer_digest,
+            sequence_length=SEQUENCE,
+            prefix_length=PREFIX,
+            router_model=ROUTER_MODEL,
+            routers=self._router_digests,
+            expert_model=EXPERT_MODEL,
+            slots=slots,
+        )
+
+    def expert(self, seed: int) -> Digest:
+        digest = Digest(f"{seed:064x}")
+        if digest not in self.models:
+            self.models[digest] = init_decoder(EXPERT_MODEL, seed=seed)
+        return digest
+
+    def identity(self, node_id: str, role: Any) -> Identity:
+        key, csr = new_key_and_csr(node_id)
+        return Identity(
+            node_id=NodeId(node_id),
+            role=role,
+            key_pem=key,
+            certificate_pem=self.authority.issue(csr, node_id=NodeId(node_id), role=role),
+            ca_pem=self.authority.ca_pem,
+            curve_public="w" * 40,
+            curve_secret="w" * 40,
+            curve_server_key="w" * 40,
+            host="127.0.0.1",
+            control_port=9,
+            data_port=9,
+        )
+
+    def _weights(self, model: Decoder) -> Digest:
+        path = self.folder / "weights.safetensors"
+        save_file({name: p.detach() for name, p in model.named_parameters()}, path)
+        return self.store.put_file(path)
+
+    @asynccontextmanager
+    async def router(self, *, http: bool = False) -> AsyncIterator[Router]:
+        options = Options(home=self.folder / "router", host="127.0.0.1", advertise="", port=0, http=http)
+        daemon = RouterDaemon(self.identity("r", "router"), options)
+        where = await daemon.start()
+        router = Router(self, daemon, where.address, where.http_port)
+        try:
+            yield router
+        finally:
+            for node in router.nodes:
+                await node.leave()
+            await daemon.stop()
+
+
+class Router:
+    def __init__(self, world: World, daemon: RouterDaemon, address: str, http_port: int) -> None:
+        self.world, self.daemon, self.address, self.http_port = world, daemon, address, http_port
+        self.nodes: list[Node] = []
+
+    def offer(self, view: View, version: int) -> None:
+        self.daemon.loader.offer(Offer(run=view.run, version=version, view_json=view.to_json()))
+
+    async def attach(self, name: str, *views: View, **how: Any) -> Node:
+        node = Node(self.world, name, self.address, **how)
+        self.nodes.append(node)
+        await node.serve(*views)
+        return node
+
+    def client(self, role: str = "client") -> AsyncRouterClient:
+        return AsyncRouterClient(self.world.identity("c", role), self.address)
+
+    async def health(self, wanted: int) -> None:
+        """Waits until the health service says `wanted`."""
+        async with open_channel(
+            self.world.identity("c", "client"), target=self.address, server_name=ROUTER_NAME
+        ) as channel:
+            watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            async with asyncio.timeout(PATIENCE_S):
+                async for answer in watch:
+                    if answer.status == wanted:
+                        break
+            watch.cancel()
+
+    async def serving(self) -> None:
+        await self.health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def not_serving(self) -> None:
+        await self.health(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+class Node:
+    """An expert node's serving half: one Attach stream, real models, one task a request."""
+
+    def __init__(self, world: World, name: str, target: str, *, dies_after: int | None = None, fails: str = "") -> None:
+        self.requests: list[str] = []
+        self.cancelled = asyncio.Event()
+        self.sent: dict[int, int] = {}
+        self._world, self._dies_after, self._fails = world, dies_after, fails
+        self._credit: dict[int, int] = {}
+        self._changed = asyncio.Condition()
+        self._channel = open_channel(world.identity(name, "node"), target=target, server_name=ROUTER_NAME)
+        self._call: Any = expert_pb2_grpc.ExpertServiceStub(self._channel).Attach()
+        self._name = name
+        self._greeted = False
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._reader = asyncio.create_task(self._read())
+
+    async def serve(self, *views: View) -> None:
+        slots = [
+            node_pb2.ServingSlot(run=v.run, slot=slot, weights=weights, state="ready")
+            for v in views
+            for slot, weights in v.slots.items()
+        ]
+        items = [pb.AttachUpItem(serving=node_pb2.ServingState(slots=slots))]
+        if not self._greeted:
+            items.insert(0, pb.AttachUpItem(hello=pb.AttachHello(node_id=self._name, version="0.1.0")))
+            self._greeted = True
+        await self._call.write(pb.AttachUp(items=items))
+
+    async def leave(self) -> None:
+        self._call.cancel()
+        for task in (self._reader, *self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(self._reader, *self._tasks.values(), return_exceptions=True)
+        await self._channel.close(None)
+
+    async def _read(self) -> None:
+        with suppress(grpc.RpcError, asyncio.CancelledError):
+            async for message in self._call:
+                for item in message.items:
+                    await self._take(item)
+
+    async def _take(self, item: pb.AttachDownItem) -> None:
+        match item.WhichOneof("item"):
+            case "generate":
+                self.requests.append(item.generate.weights)
+                self._credit[item.generate.request] = item.generate.credit
+                self._tasks[item.generate.request] = asyncio.create_task(self._generate(item.generate))
+            case "score":
+                await self._score(item.score)
+            case "credit":
+                async with self._changed:
+                    self._credit[item.credit.request] += item.credit.tokens
+                    self._changed.notify_all()
+            case "cancel":
+                self._tasks[item.cancel.request].cancel()
+                self.cancelled.set()
+            case _:
+                pass
+
+    async def _score(self, work: pb.ScoreWork) -> None:
+        log_probs = reference_log_probs(self._world.models[work.weights], tuple(work.ids))
+        chunk = pb.ScoreChunk(request=work.request, log_probs=log_probs)
+        await self._say(pb.AttachUpItem(scores=chunk))
+
+    async def _generate(self, work: pb.GenerateWork) -> None:
+        if self._fails:
+            failed = pb.WorkFailed(request=work.request, error_id=self._fails, message="no room")
+            await self._say(pb.AttachUpItem(failed=failed))
+            return
+        params = SamplingParams(
+            max_tokens=work.max_tokens, temperature=work.temperature, top_k=work.top_k, top_p=work.top_p, seed=work.seed
+        )
+        for count, token in enumerate(generate(self._world.models[work.weights], list(work.ids), params)):
+            if count == self._dies_after:
+                self._call.cancel()
+                return
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._credit[work.request] > 0)
+                self._credit[work.request] -= 1
+            self.sent[work.request] = count + 1
+            finish = "eod" if token == 0 else "length" if count + 1 == work.max_tokens else ""
+            await self._say(pb.AttachUpItem(tokens=pb.TokenChunk(request=work.request, ids=[token], finish=finish)))
+
+    async def _say(self, item: pb.AttachUpItem) -> None:
+        await self._call.write(pb.AttachUp(items=[item]))
+
+
+def reference_log_probs(model: Decoder, ids: tuple[int, ...]) -> list[float]:
+    """Rows of S+1 tokens with stride S, as the offline evaluation reads text."""
+    rows = [ids[start : start + SEQUENCE + 1] for start in range(0, len(ids) - 1, SEQUENCE)]
+    with torch.no_grad():
+        return [-float(nll) for row in rows for nll in token_nll(model, torch.tensor([row]))[0]]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def random_rows(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, VOCAB, (count, PREFIX)).astype(np.uint16)
+
+
+@in_loop
+async def test_the_expert_chosen_is_the_one_the_offline_columns_choose(world: World) -> None:
+    rows = random_rows(64)
+    scores = [prefix_mean_nll(model, rows, prefix=PREFIX, batch_size=16) for model in world.routers]
+    offline = np.argmin(np.stack([to_fixed_point(s)[0] for s in scores]), axis=0)
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        routed = [await client.route([int(i) for i in row]) for row in rows]
+    assert [r.expert for r in routed] == offline.tolist()
+    assert len(set(offline.tolist())) > 1
+
+
+@in_loop
+async def test_generation_equals_the_model_token_by_token(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        for sampling in ({}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 7}):
+            pieces = [p async for p in client.generate(TEXT, max_tokens=40, **sampling)]
+            ids = [i for p in pieces for i in p.ids]
+            model = world.models[view.slots[f"expert-{pieces[0].expert}"]]
+            prompt = world.tokenizer.encode(TEXT).ids
+            assert ids == list(generate(model, prompt, SamplingParams(max_tokens=40, **sampling)))
+            assert pieces[-1].finish in ("eod", "length")
+            assert "".join(p.text for p in pieces) == whole(world.tokenizer.decode(ids))
+
+
+async def collect(pieces: AsyncIterator[Generated], ids: list[int]) -> None:
+    async for piece in pieces:
+        ids += piece.ids
+
+
+def whole(text: str) -> str:
+    """Without the end of a text that stops in the middle of a character."""
+    return text.rstrip("\ufffd") if text.endswith("\ufffd") else text
+
+
+@in_loop
+async def test_scores_are_the_experts_log_probabilities_in_rows(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        scored = await client.score(TEXT)
+        dense = await client.score(TEXT, slot="dense")
+        named = await client.score(TEXT, run="fox", slot="expert-2")
+    weights = view.slots[f"expert-{scored.expert}"]
+    assert scored.weights == weights
+    assert scored.log_probs == pytest.approx(reference_log_probs(world.models[weights], scored.ids), abs=1e-6)
+    assert len(scored.log_probs) == len(scored.ids) - 1
+    assert (dense.expert, dense.weights) == (-1, view.slots["dense"])
+    assert (named.expert, named.weights) == (2, view.slots["expert-2"])
+
+
+@in_loop
+async def test_a_request_never_mixes_two_views(world: World) -> None:
+    old, new = world.view(seed=100), world.view(seed=200)
+    async with world.router() as router, router.client() as client:
+        router.offer(old, 1)
+        node = await router.attach("n", old)
+        await router.serving()
+        under_old = client.generate(TEXT, max_tokens=60, slot="expert-1", temperature=1.0)
+        first = await anext(under_old)
+        router.offer(new, 2)
+        await node.serve(old, new)
+        while (await client.route(TEXT)).view_version == 1:
+            await asyncio.sleep(0)
+        rest = [piece async for piece in under_old]
+        under_new = [piece async for piece in client.generate(TEXT, max_tokens=2, slot="expert-1")]
+    assert {(p.view_version, p.weights) for p in (first, *rest)} == {(1, old.slots["expert-1"])}
+    assert {(p.view_version, p.weights) for p in under_new} == {(2, new.slots["expert-1"])}
+    assert node.requests == [old.slots["expert-1"], new.slots["expert-1"]]
+
+
+@in_loop
+async def test_a_new_view_waits_for_its_replicas_while_the_old_is_served(world: World) -> None:
+    old, new = world.view(seed=100), world.view(seed=200)
+    async with world.router() as router, router.client() as client:
+        router.offer(old, 1)
+        node = await router.attach("n", old)
+        await router.serving()
+        router.offer(new, 2)
+        while router.daemon.book.find(RUN).version == 1:  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        assert (await client.route(TEXT)).view_version == 1
+        await node.serve(new)
+        while (await client.route(TEXT)).view_version == 1:
+            await asyncio.sleep(0)
+        await router.serving()
+
+
+@in_loop
+async def test_a_client_that_goes_away_is_cancelled_down_to_the_node(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        node = await router.attach("n", view)
+        await router.serving()
+        generating = client.generate([5, 6, 7], max_tokens=1000, slot="expert-0")
+        await anext(generating)
+        await generating.aclose()
+        await asyncio.wait_for(node.cancelled.wait(), PATIENCE_S)
+        assert max(node.sent.values()) < 1000
+
+
+@in_loop
+async def test_before_the_first_token_the_next_replica_is_tried(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("dies", view, dies_after=0)
+        await router.attach("refuses", view, fails="resource.memory")
+        await router.attach("works", view)
+        while len(router.daemon.fleet.nodes) < 3:
+            await asyncio.sleep(0)
+        await router.serving()
+        pieces = [p async for p in client.generate(TEXT, max_tokens=3, slot="expert-0")]
+    assert sum(len(p.ids) for p in pieces) == 3
+
+
+@in_loop
+async def test_a_replica_lost_after_the_first_token_is_a_resumable_error(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("dies", view, dies_after=5)
+        await router.serving()
+        ids: list[int] = []
+        with pytest.raises(NotReachable, match="after 5 tokens") as caught:
+            await collect(client.generate(TEXT, max_tokens=9, slot="expert-0"), ids)
+        assert caught.value.error_id == "net.replica-lost"
+        assert "as ids" in caught.value.fix
+        await router.attach("works", view)
+        await router.serving()
+        prompt = world.tokenizer.encode(TEXT).ids
+        rest = [i async for p in client.generate([*prompt, *ids], max_tokens=4, slot="expert-0") for i in p.ids]
+    assert len(ids) == 5
+    assert len(rest) == 4
+
+
+@in_loop
+async def test_health_follows_view_and_replicas(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        await router.not_serving()
+        with pytest.raises(NotReachable) as caught:
+            await client.route(TEXT)
+        assert caught.value.error_id == "net.no-view"
+        view = world.view()
+        router.offer(replace(view, slots={"expert-0": view.slots["expert-0"]}), 1)
+        node = await router.attach("n", view)
+        await router.not_serving()
+        router.offer(view, 2)
+        await router.serving()
+        await node.leave()
+        await router.not_serving()
+        with pytest.raises(NotReachable) as caught:
+            await client.score(TEXT)
+        assert caught.value.error_id == "net.no-replica"
+
+
+@in_loop
+async def test_a_router_starts_from_its_disk_without_the_coordinator(world: World) -> None:
+    view = world.view()
+    async with world.router() as router, router.client() as client:
+        router.offer(view, 5)
+        await router.attach("n", view)
+        await router.serving()
+        before = await client.route(TEXT)
+    async with world.router() as router, router.client() as client:
+        assert await client.route(TEXT) == before
+        await router.attach("n", view)
+        await router.serving()
+
+
+@in_loop
+async def test_short_and_wrong_requests(world: World) -> None:
+    async with world.router() as router, router.client() as client:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        two = await client.route([5, 6])
+        one = await client.route([5])
+        alone = await client.score([5])
+        wrong: dict[str, Callable[[], Any]] = {
+            "usage.empty-text": lambda: client.route(""),
+            "usage.bad-token": lambda: client.route([VOCAB]),
+            "usage.unknown-run": lambda: client.route(TEXT, run="nothing"),
+            "usage.unknown-slot": lambda: client.score(TEXT, slot="expert-9"),
+            "usage.too-long": lambda: client.route("x" * 70_000),
+        }
+        for error_id, call in wrong.items():
+            with pytest.raises(UsageError) as caught:
+                await call()
+            assert caught.value.error_id == error_id
+        with pytest.raises(UsageError) as caught:
+            await anext(client.generate(TEXT, temperature=-1.0))
+        assert caught.value.error_id == "usage.bad-value"
+    expected = [
+        float(prefix_mean_nll(m, np.array([[5, 6]], np.uint16), prefix=2, batch_size=1)[0]) for m in world.routers
+    ]
+    assert two.prefix_nll == pytest.approx(expected, abs=1e-5)
+    assert two.expert == choose(np.array(two.prefix_nll))
+    assert (two.prefix_tokens, one.prefix_tokens) == (2, 1)
+    assert (one.expert, set(one.prefix_nll), alone.log_probs) == (0, {0.0}, ())
+
+
+@in_loop
+async def test_roles_are_checked_and_a_closed_port_has_a_cause(world: World) -> None:
+    async with world.router() as router:
+        async with open_channel(
+            world.identity("c", "client"), target=router.address, server_name=ROUTER_NAME
+        ) as channel:
+            call: Any = expert_pb2_grpc.ExpertServiceStub(channel).Attach()
+            with pytest.raises(grpc.RpcError) as refused:
+                await call.read()
+        assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+        async with Stranger(world, router.address) as error:
+            assert isinstance(error, JoinError)
+        address = router.address
+    async with AsyncRouterClient(world.identity("c", "client"), address) as client:
+        with pytest.raises(NotReachable) as caught:
+            await client.route(TEXT)
+    assert caught.value.error_id == "net.refused"
+
+
+class Stranger:
+    """What a client of another authority is told."""
+
+    def __init__(self, world: World, address: str) -> None:
+        other = CertificateAuthority.create(world.folder / "other-ca")
+        key, csr = new_key_and_csr("x")
+        certificate = other.issue(csr, node_id=NodeId("x"), role="client")
+        self._identity = replace(world.identity("x", "client"), key_pem=key, certificate_pem=certificate)
+        self._address = address
+
+    async def __aenter__(self) -> PotluckError:
+        async with AsyncRouterClient(self._identity, self._address) as client:
+            with pytest.raises(PotluckError) as caught:
+                await client.route(TEXT)
+        return caught.value
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+@in_loop
+async def test_the_synchronous_client_streams_too(world: World) -> None:
+    async with world.router() as router:
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        identity = world.identity("c", "client")
+
+        def use() -> tuple[Any, Any, list[Any]]:
+            with RouterClient(identity, router.address) as client:
+                return client.route(TEXT), client.score(TEXT), list(client.generate(TEXT, max_tokens=4))
+
+        routed, scored, pieces = await asyncio.to_thread(use)
+    assert routed.expert == scored.expert == pieces[0].expert
+    assert sum(len(p.ids) for p in pieces) <= 4
+
+
+async def http(port: int, method: str, path: str, body: Any = None, headers: str = "") -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = json.dumps(body).encode() if body is not None else b""
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    head, _, rest = answer.partition("\r\n\r\n")
+    return int(head.split(" ")[1]), rest
+
+
+def lines(chunked: str) -> Iterator[Any]:
+    for line in chunked.splitlines():
+        if line.startswith(("{", "data: ")):
+            yield json.loads(line.removeprefix("data: "))
+
+
+@in_loop
+async def test_the_http_bridge_answers_as_grpc_does(world: World) -> None:
+    async with world.router(http=True) as router, router.client() as client:
+        assert (await http(router.http_port, "GET", "/health"))[0] == 503
+        view = world.view()
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        port = router.http_port
+        assert (await http(port, "GET", "/health")) == (200, '{"status": "SERVING"}')
+        status, text = await http(port, "POST", "/route", {"text": TEXT})
+        assert (status, json.loads(text)["expert"]) == (200, (await client.route(TEXT)).expert)
+        status, text = await http(port, "POST", "/score", {"ids": [5, 6, 7], "slot": "dense"})
+        assert (status, len(json.loads(text)["log_probs"])) == (200, 2)
+        for headers in ("", "Accept: text/event-stream\r\n"):
+            status, text = await http(port, "POST", "/generate", {"text": TEXT, "max_tokens": 5}, headers)
+            ids = [i for piece in lines(text) for i in piece["ids"]]
+            assert (status, ids) == (200, [i async for p in client.generate(TEXT, max_tokens=5) for i in p.ids])
+        wrong = [
+            ("POST", "/route", {"text": ""}, "", 400),
+            ("POST", "/generate", {"text": TEXT, "max_tokens": "many"}, "", 400),
+            ("GET", "/nowhere", None, "", 404),
+            ("GET", "/route", None, "", 405),
+            ("POST", "/route", {"text": TEXT}, "Origin: http://evil\r\n", 403),
+        ]
+        for method, path, body, headers, status in wrong:
+            assert (await http(port, method, path, body, headers))[0] == status
