@@ -56,7 +56,8 @@ class Loader:
         self._offered.set()
 
     async def restore(self, path_of: Callable[[Digest], Path]) -> None:
-        """Serves from the views kept on disk, without the coordinator. What cannot be loaded is logged and left out.
+        """Serves from the views kept on disk, without the coordinator. What cannot be loaded is logged and
+        left to `run`, which fetches what is missing.
 
         Args:
             path_of: the path of a blob on disk; raises `PotluckError` when it is not there.
@@ -65,11 +66,16 @@ class Loader:
         async def fetch(digest: Digest, _plane: Plane) -> Path:
             return path_of(digest)
 
-        for offer in read_kept(self._file):
+        kept = read_kept(self._file)
+        self._offers = {offer.run: offer for offer in kept}
+        for offer in kept:
             try:
                 await self._load(offer, fetch)
+                del self._offers[offer.run]
             except PotluckError as error:
                 log.fact("view-not-restored", run=offer.run, error_id=error.error_id, message=error.message)
+        if self._offers:
+            self._offered.set()
 
     async def run(self) -> None:
         """Loads offers as they come, for ever. A failed load is logged and tried again while it is the latest."""
@@ -85,8 +91,14 @@ class Loader:
         return any(digest in offer.view_json for offer in self._offers.values())
 
     def keep(self) -> None:
-        """Writes the current views to disk, whole or not at all."""
+        """Writes the current views to disk, whole or not at all; those still to be loaded stay in the file."""
+        current = {loaded.view.run for loaded in self._book.current}
         views: list[Json] = [
+            {"run": kept.run, "version": kept.version, "view": kept.view_json}
+            for kept in read_kept(self._file)
+            if kept.run in self._offers and kept.run not in current
+        ]
+        views += [
             {"run": loaded.view.run, "version": loaded.version, "view": loaded.view.to_json()}
             for loaded in self._book.current
         ]

@@ -450,6 +450,23 @@ async def test_a_router_starts_from_its_disk_without_the_coordinator(world: Worl
 
 
 @in_loop
+async def test_several_runs_come_back_from_disk_and_the_newest_is_meant(world: World) -> None:
+    first = world.view()
+    second = replace(first, run=RunId("b" * 64), name="second", routers=first.routers[::-1])
+    async with world.router() as router, router.client() as client:
+        router.offer(first, 1)
+        router.offer(second, 3)
+        await router.attach("n", first, second)
+        await router.serving()
+        while (await client.route(TEXT)).run != second.run:
+            await asyncio.sleep(0)
+        before = [await client.route(TEXT, run=name) for name in ("", "fox", "second")]
+    for _ in range(2):
+        async with world.router() as router, router.client() as client:
+            assert [await client.route(TEXT, run=name) for name in ("", "fox", "second")] == before
+
+
+@in_loop
 async def test_short_and_wrong_requests(world: World) -> None:
     async with world.router() as router, router.client() as client:
         view = world.view()
