@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
@@ -248,6 +247,8 @@ class Node:
                 log.fact("fetch-waits", label=lease.label, error_id=error.error_id, message=error.message)
                 await backoff.pause()
             except PotluckError as error:
+                if is_fatal(error):
+                    self._end_with(error)
                 log.fact("inputs-failed", label=lease.label, error_id=error.error_id, message=error.message)
                 self.tell(on.InputsFailed(fence=lease.fence, error_id=error.error_id, message=error.message))
                 return
@@ -314,11 +315,16 @@ class Node:
             fence = self._machine.fence
             if not fence:
                 continue
-            with contextlib.suppress(NotReachable):
+            try:
                 reason = await self._calls.renew(fence)
-                if reason is not None:
-                    log.fact("lease-lost", fence=fence, reason=reason)
-                    self.tell(on.LeaseLost(fence=fence, reason=reason))
+            except NotReachable:
+                continue  # The session says that the coordinator is away.
+            except PotluckError as error:
+                log.fact("renewal-failed", fence=fence, error_id=error.error_id, message=error.message)
+                continue
+            if reason is not None:
+                log.fact("lease-lost", fence=fence, reason=reason)
+                self.tell(on.LeaseLost(fence=fence, reason=reason))
 
     async def _ask_forever(self) -> None:
         while True:

@@ -22,7 +22,7 @@ from potluck.v1 import common_pb2, node_pb2, node_pb2_grpc
 HEARTBEAT_MS = 1000
 """Until the welcome says otherwise."""
 BYE_SECONDS = 2.0
-FATAL_REFUSALS = ("refused.revoked", "refused.old-process")
+FATAL_REFUSALS = ("refused.revoked", "refused.old-process", "refused.data-key")
 
 log = logger("expert_node.session")
 

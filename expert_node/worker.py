@@ -140,8 +140,9 @@ def describe(error: Exception) -> tuple[str, str]:
         return OUT_OF_MEMORY, f"the worker ran out of memory: {text or 'MemoryError'} ({OUT_OF_MEMORY_FIX})"
     if isinstance(error, OSError) and error.errno == 28:
         return "resource.disk-full", f"{text} (free some disk space, or lower the node's quota)"
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return "bug.worker", f"{type(error).__name__}: {text} at {os.path.basename(where.filename)}:{where.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return "bug.worker", f"{type(error).__name__}: {text}{where}"
 
 
 def main() -> None:

@@ -383,6 +383,26 @@ def test_a_revoked_lease_stops_at_once_and_the_node_asks_anew(tmp_path: Path) ->
     run(scenario)
 
 
+def test_a_worker_killed_by_the_system_sends_the_lease_back_as_out_of_memory_and_a_new_one_works_on(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with coordinator_twin(tmp_path) as (twin, identity):
+            tokens = put_tokens(twin.store, tmp_path, 40)
+            long = recipe(total_steps=200_000, commit_every=100_000)
+            twin.leases.append(train_lease(1, long, two_segments(tokens, 100_000, 100_000)))
+            async with running_node(tmp_path / "node", identity):
+                await twin.until(lambda: bool(twin.beats) and twin.beats[-1].step > 0)
+                twin.leases.append(train_lease(2, recipe(4, 4), two_segments(tokens, 2, 2)))
+                (pid,) = worker_pids(tmp_path / "node")
+                os.kill(pid, signal.SIGKILL)
+                await twin.until(lambda: len(twin.commits) == 2)
+            assert (twin.returned[0].fence, twin.returned[0].error_id) == (1, "resource.out-of-memory")
+            assert "batch_size" in twin.returned[0].message
+
+    run(scenario)
+
+
 async def start_process(home: Path, identity: Identity, **environment: str) -> asyncio.subprocess.Process:
     """`python -m expert_node` on a home that holds an identity already."""
     identity.save(home / "identity")
