@@ -29,7 +29,7 @@ def start_member(
 
 
 def _has_identity(folder: Path) -> bool:
-    return any((path / "identity.json").is_file() for path in (folder, folder / "identity"))
+    return (folder / "identity" / "identity.json").is_file()
 
 
 def _own_invitation(kind: Kind, home: Home) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from potluck.commands.home import admin_client, open_home
+from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
 from potluck.commands.reports import report_of
@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
         report = report_of(client, home, find_run(client, args.run))
     output.result(report)
     output.line(render(report))
-    output.next_step(f"potluck report {args.run} --home {home.root}   # report.html with curves and tables")
+    output.next_step(f"potluck report {args.run}{home_option(home)}   # report.html with curves and tables")
     return 0

@@ -12,7 +12,7 @@ from potluck.commands.output import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("text")
-    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the router started in this home")
+    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the first one known")
     parser.add_argument("--run", default="", help="default: the newest published run")
     parser.add_argument("--slot", default="", help="expert-2 or dense, instead of the routed expert")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens to add, 1 to 1024 (default 64)")
@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
-    pieces, ids, finish, expert = [], [], "", 0
+    pieces: list[str] = []
+    ids: list[int] = []
+    finish, expert = "", 0
     output.raw(args.text)
     with router_client(home, args.router) as client:
         stream = client.generate(

@@ -57,6 +57,11 @@ def open_home(text: str) -> Home:
     return Home(root=Path(text).expanduser().resolve())
 
 
+def home_option(home: Home) -> str:
+    """What a suggested command must add to find this home; nothing for the default one."""
+    return "" if home.root == open_home(str(DEFAULT_ROOT)).root else f" --home {home.root}"
+
+
 def identity_of(home: Home) -> Identity:
     """The administrator's identity, written by the coordinator in this home.
 
@@ -81,17 +86,8 @@ def admin_client(home: Home) -> AdminClient:
 
 
 def router_client(home: Home, target: str) -> RouterClient:
-    """A client of the router at `target` (host:port); by default of the one started in this home."""
-    from potluck.client import RouterClient
-    from potluck.commands.daemons import read_pid_file
+    """A client of the router at `target` (host:port); by default of the first the coordinator names."""
+    from potluck.client import RouterClient, first_router
 
-    if not target:
-        record = read_pid_file(home.router)
-        target = str(record.ready.get("address", "")) if record else ""
-    if not target:
-        raise UsageError(
-            "usage.no-router",
-            f"no router was started under {home.root}",
-            f"start one with `potluck router --home {home.root}`, or name one with --router HOST:{ROUTER_PORT}",
-        )
-    return RouterClient(identity_of(home), target)
+    identity = identity_of(home)
+    return RouterClient(identity, target or first_router(identity))

@@ -6,7 +6,7 @@ import argparse
 
 from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
-from potluck.commands.home import open_home
+from potluck.commands.home import home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -27,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
     output.result({"pid": node.record.pid, **node.record.ready})
     output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")
     if args.detach:
-        output.next_step("potluck nodes   # on the coordinator's machine", f"potluck down --home {home.root}")
+        output.next_step("potluck nodes   # on the coordinator's machine", f"potluck down{home_option(home)}")
         return 0
     return run_in_foreground([node], output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from potluck.commands.home import admin_client, open_home
+from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 from potluck.formatting import human_bytes, human_count
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if not nodes:
         output.line("nobody has joined yet")
-        output.next_step(f"potluck invite --home {home.root}")
+        output.next_step(f"potluck invite{home_option(home)}")
         return 0
     rows = [
         [

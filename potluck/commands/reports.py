@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from potluck.commands.home import Home, identity_of
 from potluck.errors import Refused
 from potluck.ids import Digest, short
+from potluck.live import read_speeds
 from potluck.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -30,12 +31,10 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report))
     science = json.loads(path.read_text(encoding="utf-8"))
     ledger = client.get_ledger(info.run)
-    nodes = client.list_nodes().nodes
     facts = RunFacts(
         run=info.run,
         name=info.name,
         spec=RunSpec.from_json(info.spec_json),
-        steps_by_label={line.label: line.total_steps for line in ledger.lineages},
         curves=json.loads(info.results_json or "{}"),
         bytes_by_plane={
             "control": ledger.bytes_control,
@@ -43,7 +42,7 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
             "scores": ledger.bytes_scores,
             "weights": ledger.bytes_weights,
         },
-        tokens_per_second={node.name or node.node: node.tokens_per_second for node in nodes if node.role == "node"},
+        tokens_per_second=read_speeds(home, info.run),
         ledger_ok=ledger.ok,
         ledger_problems=tuple(ledger.problems),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from potluck.commands.home import open_home, router_client
+from potluck.commands.home import home_option, open_home, router_client
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -12,7 +12,7 @@ from potluck.commands.output import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("text", help="the text's beginning; only a short prefix is read")
-    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the router started in this home")
+    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the first one known")
     parser.add_argument("--run", default="", help="default: the newest published run")
 
 
@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
         for index, nll in enumerate(routed.prefix_nll)
     ]
     output.table(["router of", "nats per token", ""], rows)
-    output.next_step(f"potluck generate {args.text!r} --home {home.root}")
+    output.next_step(f"potluck generate {args.text!r}{home_option(home)}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 
 from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
-from potluck.commands.home import ROUTER_PORT, open_home
+from potluck.commands.home import ROUTER_PORT, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     output.result({"pid": router.record.pid, **router.record.ready})
     address = router.record.ready.get("address", "")
     output.line(f"router at {address}: pid {router.record.pid}, state in {home.router}")
-    output.next_step(f'potluck route "def main():" --home {home.root}', f'potluck generate "The" --home {home.root}')
+    output.next_step(f'potluck route "def main():"{home_option(home)}', f'potluck generate "The"{home_option(home)}')
     return 0 if args.detach else run_in_foreground([router], output)

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potluck.commands.home import admin_client, open_home
+from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
 from potluck.commands.runs import find_run, run_summary, show_run, submit
@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output = Output(as_json=args.json)
-    return {"start": _start, "status": _status, "watch": _watch, "cancel": _cancel, "list": _list}[args.verb](args, output)
+    return {"start": _start, "status": _status, "watch": _watch, "cancel": _cancel, "list": _list}[args.verb](
+        args, output
+    )
 
 
 def _start(args: argparse.Namespace, output: Output) -> int:
@@ -53,7 +55,7 @@ def _start(args: argparse.Namespace, output: Output) -> int:
     output.result({"run": answer.run, "state": answer.state})
     output.line(f"run {short(answer.run)} {answer.state}")
     step = "eval" if answer.state == "already-finished" else "run watch"
-    output.next_step(f"potluck {step} {short(answer.run)} --home {home.root}")
+    output.next_step(f"potluck {step} {short(answer.run)}{home_option(home)}")
     return 0
 
 
@@ -73,11 +75,11 @@ def _follow(run: str, args: argparse.Namespace, output: Output) -> int:
 
     home = open_home(args.home)
     with admin_client(home) as client:
-        info = watch(client, find_run(client, run).run, output)
+        info = watch(client, home, find_run(client, run).run, output)
     output.result(run_summary(info))
     raise_unless_finished(info)
     output.line(f"run {short(info.run)} finished")
-    output.next_step(f"potluck eval {short(info.run)} --home {home.root}")
+    output.next_step(f"potluck eval {short(info.run)}{home_option(home)}")
     return 0
 
 
@@ -110,7 +112,7 @@ def _list(args: argparse.Namespace, output: Output) -> int:
     output.result({"runs": [run_summary(info) for info in runs]})
     if not runs:
         output.line("no runs yet")
-        output.next_step(f"potluck run start SPEC.toml --home {home.root}")
+        output.next_step(f"potluck run start SPEC.toml{home_option(home)}")
         return 0
     rows = [[short(info.run), info.name, info.state, info.stage, f"{info.fraction:.0%}"] for info in runs]
     output.table(["run", "name", "state", "stage", "done"], rows, left=4)

@@ -33,12 +33,14 @@ def read_run_file(path: Path) -> tuple[RunFile, Path]:
     file = parse_run_file(load_toml(path))
     data = (path.resolve().parent / file.data).resolve()
     if file.data == "demo" and not data.exists():
-        fix = "fetch it with `python tools/demo_corpus.py DIR` in a checkout and write data = \"DIR\""
-        raise SpecError("spec.no-demo-text", f"{path}: data = \"demo\", but {data} does not exist", fix)
+        fix = 'fetch it with `python tools/demo_corpus.py DIR` in a checkout and write data = "DIR"'
+        raise SpecError("spec.no-demo-text", f'{path}: data = "demo", but {data} does not exist', fix)
     return file, data
 
 
-def submit(client: AdminClient, home: Home, spec_path: Path, *, name: str, output: Output) -> admin_pb2.StartRunResponse:
+def submit(
+    client: AdminClient, home: Home, spec_path: Path, *, name: str, output: Output
+) -> admin_pb2.StartRunResponse:
     """Ingests the text, puts it into the coordinator's store and starts the run, or resumes it.
 
     Raises:
@@ -53,9 +55,7 @@ def submit(client: AdminClient, home: Home, spec_path: Path, *, name: str, outpu
     spec = file.canonical(Digest(ingested["manifest"]))
     files = {Digest(digest): Path(path) for digest, path in ingested["files"].items()}
     put_corpus(identity_of(home), home.scratch("blobs"), files, output)
-    return client.start_run(
-        spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex
-    )
+    return client.start_run(spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex)
 
 
 def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
@@ -69,7 +69,7 @@ def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
     if needed > largest:
         raise ResourceError(
             "resource.memory",
-            f"an expert needs {human_bytes(needed)} to train; the largest of {len(nodes)} nodes has {human_bytes(largest)}",
+            f"an expert needs {human_bytes(needed)} to train; the largest node has {human_bytes(largest)}",
             "take a smaller experts.model or batch_size, or add a larger node",
         )
 
@@ -84,7 +84,9 @@ def find_run(client: AdminClient, run: str) -> admin_pb2.RunInfo:
         return client.get_run(run)
     runs = list(client.list_runs().runs)
     if not runs:
-        raise UsageError("usage.no-run", "this coordinator has no run yet", "start one with `potluck run start SPEC.toml`")
+        raise UsageError(
+            "usage.no-run", "this coordinator has no run yet", "start one with `potluck run start SPEC.toml`"
+        )
     return client.get_run(max(runs, key=lambda info: info.created_unix_ms).run)
 
 

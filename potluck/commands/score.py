@@ -13,7 +13,7 @@ from potluck.commands.output import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("text")
-    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the router started in this home")
+    parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the first one known")
     parser.add_argument("--run", default="", help="default: the newest published run")
     parser.add_argument("--slot", default="", help="expert-2 or dense, instead of the routed expert")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from potluck.commands.daemons import Started, start
+from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
-from potluck.commands.home import Home, open_home
+from potluck.commands.home import Home, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -34,29 +35,29 @@ def run(args: argparse.Namespace) -> int:
         coordinator = start("coordinator", home.coordinator, arguments, own_session=args.detach)
     started = [coordinator]
     if args.with_node:
-        started.insert(0, _start_node(home, coordinator, detach=args.detach, output=output))
+        started.insert(0, _start_node(home, detach=args.detach, output=output))
     _announce(coordinator, home, output, detach=args.detach)
     if args.detach:
         return 0
     return run_in_foreground(started, output)
 
 
-def join_string_of(coordinator: Started) -> str:
-    return str(coordinator.record.ready["join"])
-
-
-def _start_node(home: Home, coordinator: Started, *, detach: bool, output: Output) -> Started:
-    with output.timed("starting a node"):
-        arguments = ["--join", join_string_of(coordinator)] if not (home.node() / "identity.json").exists() else []
-        return start("expert_node", home.node(), arguments, own_session=detach)
+def _start_node(home: Home, *, detach: bool, output: Output) -> Started:
+    return start_member("expert_node", home.node(), [], join="", home=home, detach=detach, output=output)
 
 
 def _announce(coordinator: Started, home: Home, output: Output, *, detach: bool) -> None:
-    join = join_string_of(coordinator)
-    output.result({"join": join, "pid": coordinator.record.pid, **coordinator.record.ready})
-    output.line(f"coordinator: pid {coordinator.record.pid}, state in {home.coordinator}")
+    record = coordinator.record
+    join = record.ready["join"]
+    output.result({**record.ready, "pid": record.pid})
+    output.line(f"coordinator: pid {record.pid}, port {record.ready['control']}, state in {home.coordinator}")
+    suffix = home_option(home)
+    stop = [f"potluck down{suffix}   # stops it"] if detach else []
+    if join is None:
+        output.line("its nodes come back by themselves")
+        output.next_step(f"potluck invite{suffix}   # lets others in", *stop)
+        return
     output.line("join string, for one node (`potluck invite` makes more):")
     output.line(join)
-    suffix = "" if home.root == open_home("~/.potluck").root else f" --home {home.root}"
-    steps = [f"potluck join '{join}'   # on the other machine", f"potluck run start SPEC.toml{suffix}   # here"]
-    output.next_step(*steps, *([f"potluck down{suffix}   # stops it"] if detach else []))
+    start_run = f"potluck run start SPEC.toml{suffix}   # here"
+    output.next_step(f"potluck join '{join}'   # on the other machine", start_run, *stop)

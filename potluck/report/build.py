@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from potluck.config import to_mapping
-from potluck.lm.flops import forward_flops, train_flops
 from potluck.report.schema import SCHEMA_VERSION, check_report
 from potluck.spec import RunSpec
 
@@ -27,18 +26,10 @@ TAKEN_FROM_SCIENCE = (
     "oracle",
     "mixture_minus_dense",
     "random_minus_dense",
+    "mixture_minus_random",
     "by_source",
     "packs",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LineageWork:
-    """How long one lineage was trained."""
-
-    role: str
-    label: str
-    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +39,6 @@ class RunFacts:
     run: str
     name: str
     spec: RunSpec
-    lineages: Sequence[LineageWork]
     curves: Mapping[str, Any]
     """{"lineages": {label: [[step, loss], ...]}, "purity": [...]}."""
     bytes_by_plane: Mapping[str, int]
@@ -63,10 +53,11 @@ def build_report(science: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
     Raises:
         DataError: ``data.bad-report``: the run's report blob lacks something.
     """
-    tokens, flops = _work(facts)
+    tokens, flops = _work(science)
     trained = sum(tokens.values())
-    paper_per_token = SCORED_BYTES_PER_SEQUENCE_AND_EXPERT * facts.spec.experts.num / facts.spec.text.sequence_length
-    expert_tokens = tokens.get("experts", 0)
+    routers, experts = facts.spec.routers, facts.spec.experts
+    paper_per_token = SCORED_BYTES_PER_SEQUENCE_AND_EXPERT * experts.num / facts.spec.text.sequence_length
+    scored_rows = (routers.rounds - 1) * routers.chunk_sequences + experts.chunks * experts.chunk_sequences
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": facts.run,
@@ -88,9 +79,9 @@ def build_report(science: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
             plane: facts.bytes_by_plane.get(plane, 0) / trained if trained else 0.0 for plane in PLANES
         },
         "paper_bytes": {
-            "scores": paper_per_token * expert_tokens,
+            "scores": scored_rows * experts.num * SCORED_BYTES_PER_SEQUENCE_AND_EXPERT,
             "scores_per_trained_token": paper_per_token,
-            "formula": "4 T E / S: T tokens the experts train on, E experts, S targets a row",
+            "formula": "4 T E / S: T tokens in rows that are scored, E experts, S targets a row",
         },
         "tokens_per_second": dict(facts.tokens_per_second),
         "ledger": {"ok": facts.ledger_ok, "problems": list(facts.ledger_problems)},
@@ -119,11 +110,19 @@ def verdict(report: Mapping[str, Any]) -> dict[str, str]:
 def where_dense_wins(report: Mapping[str, Any]) -> list[str]:
     """Sources on which the dense twin has the lower suffix NLL, worst for the mixture first."""
     losses = {
-        source: line["mixture"] - line["dense"]
-        for source, line in report["by_source"].items()
-        if line.get("dense") is not None and line["mixture"] > line["dense"]
+        source: mixture - dense
+        for source in report["by_source"]
+        if (mixture := source_nll(report, source, "mixture")) is not None
+        and (dense := source_nll(report, source, "dense")) is not None
+        and mixture > dense
     }
     return sorted(losses, key=lambda source: -losses[source])
+
+
+def source_nll(report: Mapping[str, Any], source: str, side: str) -> float | None:
+    """Suffix NLL of a side on a source; None where the side or the text is missing."""
+    levels = report["by_source"][source].get(side)
+    return None if levels is None else levels["nll_suffix"]
 
 
 def tokens_per_parameter(report: Mapping[str, Any]) -> float:
@@ -132,26 +131,15 @@ def tokens_per_parameter(report: Mapping[str, Any]) -> float:
     return float(per_expert / report["parameters"]["expert"])
 
 
-def _work(facts: RunFacts) -> tuple[dict[str, int], dict[str, float]]:
-    """Target tokens and FLOPs by side; scoring counts forwards of what the routers read to decide."""
-    spec, expert, router = facts.spec, facts.spec.expert_model(), facts.spec.router_model()
-    length, prefix = spec.text.sequence_length, spec.text.prefix_length
-    sides = {
-        "router": ("routers", spec.routers.batch_size, prefix - 1, train_flops(router, prefix)),
-        "expert": ("experts", spec.experts.batch_size, length, train_flops(expert, length)),
-        "dense": ("dense", spec.dense.batch_size, length, train_flops(expert, length)),
-        "random_split": ("random_split", spec.experts.batch_size, length, train_flops(expert, length)),
-    }
-    tokens: dict[str, int] = {}
-    flops: dict[str, float] = {}
-    for lineage in facts.lineages:
-        side, batch, targets, per_row = sides[lineage.role]
-        rows = lineage.steps * batch
-        tokens[side] = tokens.get(side, 0) + rows * targets
-        flops[side] = flops.get(side, 0.0) + rows * per_row
-    scored_rows = (spec.routers.rounds - 1) * spec.routers.chunk_sequences
-    scored_rows += spec.experts.chunks * spec.experts.chunk_sequences
-    flops["scoring"] = scored_rows * spec.experts.num * forward_flops(router, prefix)
+def _work(science: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, float]]:
+    """Target tokens and FLOPs by side, as the plan counted them."""
+    told = science["facts"]
+    sides = ("routers", "experts", "dense", "random_split")
+    tokens = {side: told[side]["tokens"] for side in sides if told.get(side) is not None}
+    spent = told["flops"]
+    flops = {name: value for name, value in spent["mixture"].items() if name != "total"}
+    flops["mixture_total"] = spent["mixture"]["total"]
+    flops |= {side: spent[side] for side in ("dense", "random_split") if side in tokens}
     return tokens, flops
 
 

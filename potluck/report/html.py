@@ -8,7 +8,7 @@ from typing import Any
 
 from potluck.formatting import human_bytes, human_count
 from potluck.report import svg
-from potluck.report.build import PLANES, tokens_per_parameter, where_dense_wins
+from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins
 from potluck.report.table import SIDES
 
 STYLE = """
@@ -105,8 +105,8 @@ def _sides(report: Mapping[str, Any]) -> str:
     prefix = report["spec"]["text"]["prefix_length"]
     note = (
         f'<p class="quiet">Nats per token on held-out test text; lower is better. Leak-free counts only tokens after '
-        f"the first {prefix}, which the routing decision has not seen. Oracle routing picks each text's best expert after "
-        "the fact: no router can do better with these experts.</p>"
+        f"the first {prefix}, which the routing decision has not seen. Oracle routing picks each text's best "
+        "expert after the fact: no router can do better with these experts.</p>"
     )
     return _table(["", "leak-free", "perplexity", "all tokens", "perplexity"], rows) + note
 
@@ -126,7 +126,7 @@ def _routing(report: Mapping[str, Any]) -> str:
 
 def _by_source(report: Mapping[str, Any]) -> str:
     names = [side for side in SIDES if report.get(side) is not None]
-    groups = {source: {side: line.get(side) for side in names} for source, line in report["by_source"].items()}
+    groups = {source: {side: source_nll(report, source, side) for side in names} for source in report["by_source"]}
     wins = where_dense_wins(report)
     note = f"The dense twin is ahead on {', '.join(wins)}." if wins else "The dense twin is ahead on no source."
     if report.get("dense") is None:
@@ -153,8 +153,8 @@ def _purity(report: Mapping[str, Any]) -> str:
     values = report["curves"]["purity"]
     series = {"purity": [(float(index), float(value)) for index, value in enumerate(values)]} if values else {}
     note = (
-        '<p class="quiet">Share of validation rows whose expert mostly gets their source. One source an expert would be '
-        "1; with more sources than experts the ceiling lies lower.</p>"
+        '<p class="quiet">Share of validation rows whose expert mostly gets their source. One source an expert would '
+        "be 1; with more sources than experts the ceiling lies lower.</p>"
     )
     return svg.line_chart(series, x_label="round", y_label="purity", y_range=(0.0, 1.0)) + note
 

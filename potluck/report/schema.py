@@ -33,7 +33,10 @@ class Many:
 
 NUMBER = (int, float)
 _SIDE = {"nll_all": NUMBER, "nll_suffix": NUMBER, "perplexity_all": NUMBER, "perplexity_suffix": NUMBER}
+_PART = {f"{key}?": shape for key, shape in _SIDE.items()}
+"""A source's share of the text may be so small that it has no target after the prefix."""
 _INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
+_DIFFERENCES = {"mixture_minus_dense?": _INTERVAL, "random_minus_dense?": _INTERVAL, "mixture_minus_random?": _INTERVAL}
 _PLANES = {"control": NUMBER, "corpus": NUMBER, "scores": NUMBER, "weights": NUMBER}
 
 REPORT: dict[str, Any] = {
@@ -51,10 +54,11 @@ REPORT: dict[str, Any] = {
     "dense?": _SIDE,
     "random_split?": _SIDE,
     "oracle": _SIDE,
-    "mixture_minus_dense?": _INTERVAL,
-    "random_minus_dense?": _INTERVAL,
+    **_DIFFERENCES,
     "verdict": {"better": str, "text": str},
-    "by_source": Each({"mixture": NUMBER, "dense?": NUMBER, "random_split?": NUMBER, "oracle": NUMBER, "rows": int}),
+    "by_source": Each(
+        {"mixture": _PART, "dense?": _PART, "random_split?": _PART, "oracle": _PART, "rows": int, **_DIFFERENCES}
+    ),
     "routing": {"table": Many(Many(NUMBER)), "sources": Many(str), "loads": Many(NUMBER)},
     "curves": {"lineages": Each(Many(Many(NUMBER))), "purity": Many(NUMBER)},
     "bytes": _PLANES,

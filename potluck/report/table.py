@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potluck.formatting import format_table, human_bytes, human_count
-from potluck.report.build import PLANES, tokens_per_parameter, where_dense_wins
+from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins
 
 SIDES = {
     "mixture": "mixture, routed",
@@ -44,7 +44,12 @@ def _sides(report: Mapping[str, Any]) -> str:
 
 def _sources(report: Mapping[str, Any]) -> str:
     rows = [
-        [source, *[_number(line.get(side)) for side in SIDES], str(line["rows"]), _top_expert(report, source)]
+        [
+            source,
+            *[_number(source_nll(report, source, side)) for side in SIDES],
+            str(line["rows"]),
+            _top_expert(report, source),
+        ]
         for source, line in report["by_source"].items()
     ]
     columns = ["leak-free by source", "mixture", "dense", "random", "oracle", "rows", "expert"]
@@ -91,7 +96,7 @@ def _cost(report: Mapping[str, Any]) -> str:
     )
     paper = report["paper_bytes"]
     note = (
-        f"The paper counts 4E/S = {paper['scores_per_trained_token']:.4f} bytes of scores a trained token, "
+        f"The paper counts 4E/S = {paper['scores_per_trained_token']:.4f} bytes of scores a token, "
         f"{human_bytes(paper['scores'])} here."
     )
     ledger = (

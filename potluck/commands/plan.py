@@ -1,0 +1,147 @@
+"""`potluck plan`: size a run for this machine (`--minutes M DATA`), or check a spec (`SPEC.toml`)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from potluck.commands.measure import measure
+from potluck.commands.options import add_common
+from potluck.commands.output import Output
+from potluck.commands.runs import WORKER_BYTES, read_run_file
+from potluck.commands.text import estimate
+from potluck.errors import ResourceError, UsageError
+from potluck.formatting import human_bytes, human_count, human_seconds
+from potluck.ids import Digest
+from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of
+from potluck.spec import RunSpec
+from potluck.specfile import same_call, spec_text
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("target", type=Path, metavar="DATA|SPEC", help="text to train on, or a spec file to check")
+    parser.add_argument("--minutes", type=float, default=0.0, help="size a run of this many minutes for this machine")
+    parser.add_argument("--nodes", type=int, default=4, help="expert nodes that will share this machine (default 4)")
+    parser.add_argument("--out", type=Path, default=Path("spec.toml"), help="where to write the spec (spec.toml)")
+    parser.add_argument("--name", default="", help="the run's name")
+
+
+def run(args: argparse.Namespace) -> int:
+    output = Output(as_json=args.json)
+    if args.minutes:
+        size_run(args.target, args.out, minutes=args.minutes, nodes=args.nodes, name=args.name, output=output)
+        args.target = args.out
+    file, data = read_run_file(args.target)
+    spec = file.canonical(Digest("0" * 64))
+    text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
+    cost = cost_of(spec)
+    _show(spec, cost, text, output)
+    _require_memory(cost)
+    output.next_step(f"potluck run start {args.target}")
+    return 0
+
+
+def size_run(data: Path, out: Path, *, minutes: float, nodes: int, name: str, output: Output) -> None:
+    """Writes a spec that this machine should finish in `minutes`; the same call again keeps the file.
+
+    Raises:
+        UsageError: ``usage.bad-minutes``.
+    """
+    if not 0 < minutes <= 7 * 24 * 60:
+        raise UsageError("usage.bad-minutes", f"--minutes {minutes:g}", "give more than 0 and at most a week")
+    call = {"minutes": minutes, "data": str(data.resolve()), "nodes": nodes, "name": name}
+    if same_call(out, call):
+        output.note(f"{out} was written by this same call; it is used as it is")
+        return
+    text = estimate(data, vocab_size=1024, output=output)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with output.timed(f"timing steps on {cores} core(s)"):
+        machine = Machine(cores=cores, nodes=nodes, rates=measure(cores))
+    sized = choose(minutes, machine, train_tokens=int(text["train_tokens"]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remarks = _remarks(sized, machine, minutes)
+    body = spec_text(sized.spec, data=os.path.relpath(data, out.parent), name=name or "run", call=call, remarks=remarks)
+    out.write_text(body, encoding="utf-8")
+    for remark in remarks:
+        output.note(remark)
+
+
+def _remarks(sized: Sized, machine: Machine, minutes: float) -> list[str]:
+    reasons = {
+        "time": "the time decides the size",
+        "text": "the text decides the size: more would be read twice; give more text for a longer run",
+        "floor": "the smallest rung, which is longer than the time or reads the text more than once",
+    }
+    rate = machine.rates.expert_flops_per_second
+    return [
+        f"potluck plan --minutes {minutes:g}: {machine.cores} core(s) at {human_count(rate)}FLOP/s each, "
+        f"of which {SAFETY:.0%} is counted on",
+        f"rung {sized.rung.index} (preset {sized.rung.preset}), about {human_seconds(sized.seconds)}: "
+        f"{reasons[sized.limited_by]}",
+    ]
+
+
+def _show(spec: RunSpec, cost: Cost, text: Mapping[str, Any], output: Output) -> None:
+    num, train = spec.experts.num, int(text["train_tokens"])
+    expert = spec.expert_model().num_parameters
+    router_size, expert_size = human_count(spec.router_model().num_parameters), human_count(expert)
+    rows = [
+        ("routers", router_size, cost.router_steps, cost.router_tokens),
+        ("experts", expert_size, cost.expert_steps, cost.expert_tokens),
+        ("dense twin", expert_size, cost.dense_steps, cost.dense_tokens),
+    ]
+    flops = [cost.router_flops, cost.expert_flops, cost.dense_flops]
+    output.result(
+        {
+            "experts": num,
+            "expert_parameters": expert,
+            "steps": {"router": cost.router_steps, "expert": cost.expert_steps, "dense": cost.dense_steps},
+            "tokens": {"routers": cost.router_tokens, "experts": cost.expert_tokens, "dense": cost.dense_tokens},
+            "flops": {
+                "routers": cost.router_flops,
+                "scoring": cost.scoring_flops,
+                "experts": cost.expert_flops,
+                "mixture": cost.mixture_flops,
+                "dense": cost.dense_flops,
+                "random_split": cost.random_split_flops,
+            },
+            "commit_steps": cost.commit_steps,
+            "memory_bytes": cost.expert_memory_bytes,
+            "train_tokens": train,
+            "epochs": {"experts": cost.expert_tokens / train, "dense": cost.dense_tokens / train},
+        }
+    )
+    output.table(
+        ["side", "parameters", "steps", "tokens", "FLOPs", "epochs"],
+        [
+            [name, size, str(steps), human_count(tokens), human_count(spent), f"{tokens / train:.2f}"]
+            for (name, size, steps, tokens), spent in zip(rows, flops, strict=True)
+        ],
+    )
+    ratio = cost.expert_tokens / num / expert
+    output.line(f"tokens per parameter of an expert: {ratio:.1f} (below 20, experts tend to lose to the dense twin)")
+    output.line(
+        f"scoring: {human_count(cost.scoring_flops)} FLOPs; the mixture in all {human_count(cost.mixture_flops)}"
+    )
+    output.line(
+        f"text: {human_bytes(text['bytes'])}, {len(text['sources'])} source(s), about {human_count(train)} tokens"
+    )
+    output.line(f"commits: every {cost.commit_steps} steps of an expert")
+    memory = human_bytes(cost.expert_memory_bytes + WORKER_BYTES)
+    output.line(f"memory: about {memory} a node while it trains, of which {human_bytes(WORKER_BYTES)} are the program")
+
+
+def _require_memory(cost: Cost) -> None:
+    needed, present = cost.expert_memory_bytes + WORKER_BYTES, psutil.virtual_memory().total
+    if needed > present:
+        raise ResourceError(
+            "resource.memory",
+            f"one node needs {human_bytes(needed)}; this machine has {human_bytes(present)}",
+            "take a smaller experts.model, batch_size or sequence_length, or run it on a larger machine",
+        )
