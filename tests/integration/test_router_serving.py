@@ -6,9 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,37 +14,22 @@ import grpc.aio
 import numpy as np
 import pytest
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from safetensors.torch import save_file
 
 from potluck.client import AsyncRouterClient, Generated, RouterClient
 from potluck.errors import JoinError, NotReachable, PotluckError, UsageError
-from potluck.ids import Digest, NodeId, RunId
-from potluck.lm.config import ModelConfig
+from potluck.ids import NodeId, RunId
 from potluck.lm.generate import SamplingParams, generate
-from potluck.lm.loss import token_nll
-from potluck.lm.model import Decoder, init_decoder
 from potluck.lm.score import prefix_mean_nll
-from potluck.net.blobs.store import BlobStore
 from potluck.net.channels import open_channel
-from potluck.net.identity import Identity
 from potluck.net.tls import ROUTER_NAME, CertificateAuthority, new_key_and_csr
-from potluck.v1 import expert_pb2 as pb
-from potluck.v1 import expert_pb2_grpc, node_pb2
+from potluck.v1 import expert_pb2_grpc
 from router.choose import choose
-from router.daemon import Options, RouterDaemon
-from router.loader import Offer
-from router.view import View
-from sampling.bpe import train_bpe
 from sampling.scoring import to_fixed_point
 
-EXPERTS, PREFIX, SEQUENCE, VOCAB = 3, 8, 16, 300
-ROUTER_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=PREFIX)
-EXPERT_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=SEQUENCE + 1)
+PREFIX, VOCAB = 8, 300
 TEXT = "the quick brown fox jumps over the lazy dog, said the größte Füchsin"
 RUN = RunId("a" * 64)
 PATIENCE_S = 30.0
-GREEDY = SamplingParams(max_tokens=40)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -58,224 +41,17 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-class World:
-    """One authority, one set of models, and a router's home."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.authority = CertificateAuthority.create(folder / "ca")
-        self.store = BlobStore(folder / "router" / "blobs")
-        self.tokenizer = train_bpe([TEXT] * 3, VOCAB)
-        self.routers = [init_decoder(ROUTER_MODEL, seed=e) for e in range(EXPERTS)]
-        path = folder / "tokenizer.json"
-        self.tokenizer.save(str(path))
-        self._tokenizer_digest = self.store.put_file(path)
-        self._router_digests = tuple(self._weights(model) for model in self.routers)
-        self.models: dict[str, Decoder] = {}
-
-    def view(self, *, seed: int = 100) -> View:
-        slots = {f"expert-{e}": self.expert(seed + e) for e in range(EXPERTS)} | {"dense": self.expert(seed + 50)}
-        return View(
-            run=RUN,
-            name="fox",
-            method="smalltalk",
-            tokenizer=self._tokenizer_digest,
-            sequence_length=SEQUENCE,
-            prefix_length=PREFIX,
-            router_model=ROUTER_MODEL,
-            routers=self._router_digests,
-            expert_model=EXPERT_MODEL,
-            slots=slots,
-        )
-
-    def expert(self, seed: int) -> Digest:
-        digest = Digest(f"{seed:064x}")
-        if digest not in self.models:
-            self.models[digest] = init_decoder(EXPERT_MODEL, seed=seed)
-        return digest
-
-    def identity(self, node_id: str, role: Any) -> Identity:
-        key, csr = new_key_and_csr(node_id)
-        return Identity(
-            node_id=NodeId(node_id),
-            role=role,
-            key_pem=key,
-            certificate_pem=self.authority.issue(csr, node_id=NodeId(node_id), role=role),
-            ca_pem=self.authority.ca_pem,
-            curve_public="w" * 40,
-            curve_secret="w" * 40,
-            curve_server_key="w" * 40,
-            host="127.0.0.1",
-            control_port=9,
-            data_port=9,
-        )
-
-    def _weights(self, model: Decoder) -> Digest:
-        path = self.folder / "weights.safetensors"
-        save_file({name: p.detach() for name, p in model.named_parameters()}, path)
-        return self.store.put_file(path)
-
-    @asynccontextmanager
-    async def router(self, *, http: bool = False) -> AsyncIterator[Router]:
-        options = Options(home=self.folder / "router", host="127.0.0.1", advertise="", port=0, http=http)
-        daemon = RouterDaemon(self.identity("r", "router"), options)
-        where = await daemon.start()
-        router = Router(self, daemon, where.address, where.http_port)
-        try:
-            yield router
-        finally:
-            for node in router.nodes:
-                await node.leave()
-            await daemon.stop()
-
-
-class Router:
-    def __init__(self, world: World, daemon: RouterDaemon, address: str, http_port: int) -> None:
-        self.world, self.daemon, self.address, self.http_port = world, daemon, address, http_port
-        self.nodes: list[Node] = []
-
-    def offer(self, view: View, version: int) -> None:
-        self.daemon.loader.offer(Offer(run=view.run, version=version, view_json=view.to_json()))
-
-    async def attach(self, name: str, *views: View, **how: Any) -> Node:
-        node = Node(self.world, name, self.address, **how)
-        self.nodes.append(node)
-        await node.serve(*views)
-        return node
-
-    def client(self, role: str = "client") -> AsyncRouterClient:
-        return AsyncRouterClient(self.world.identity("c", role), self.address)
-
-    async def health(self, wanted: int) -> None:
-        """Waits until the health service says `wanted`."""
-        async with open_channel(
-            self.world.identity("c", "client"), target=self.address, server_name=ROUTER_NAME
-        ) as channel:
-            watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            async with asyncio.timeout(PATIENCE_S):
-                async for answer in watch:
-                    if answer.status == wanted:
-                        break
-            watch.cancel()
-
-    async def serving(self) -> None:
-        await self.health(health_pb2.HealthCheckResponse.SERVING)
-
-    async def not_serving(self) -> None:
-        await self.health(health_pb2.HealthCheckResponse.NOT_SERVING)
-
-
-class Node:
-    """An expert node's serving half: one Attach stream, real models, one task a request."""
-
-    def __init__(self, world: World, name: str, target: str, *, dies_after: int | None = None, fails: str = "") -> None:
-        self.requests: list[str] = []
-        self.cancelled = asyncio.Event()
-        self.sent: dict[int, int] = {}
-        self._world, self._dies_after, self._fails = world, dies_after, fails
-        self._credit: dict[int, int] = {}
-        self._changed = asyncio.Condition()
-        self._channel = open_channel(world.identity(name, "node"), target=target, server_name=ROUTER_NAME)
-        self._call: Any = expert_pb2_grpc.ExpertServiceStub(self._channel).Attach()
-        self._name = name
-        self._greeted = False
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._reader = asyncio.create_task(self._read())
-
-    async def serve(self, *views: View) -> None:
-        slots = [
-            node_pb2.ServingSlot(run=v.run, slot=slot, weights=weights, state="ready")
-            for v in views
-            for slot, weights in v.slots.items()
-        ]
-        items = [pb.AttachUpItem(serving=node_pb2.ServingState(slots=slots))]
-        if not self._greeted:
-            items.insert(0, pb.AttachUpItem(hello=pb.AttachHello(node_id=self._name, version="0.1.0")))
-            self._greeted = True
-        await self._call.write(pb.AttachUp(items=items))
-
-    async def leave(self) -> None:
-        self._call.cancel()
-        for task in (self._reader, *self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(self._reader, *self._tasks.values(), return_exceptions=True)
-        await self._channel.close(None)
-
-    async def _read(self) -> None:
-        with suppress(grpc.RpcError, asyncio.CancelledError):
-            async for message in self._call:
-                for item in message.items:
-                    await self._take(item)
-
-    async def _take(self, item: pb.AttachDownItem) -> None:
-        match item.WhichOneof("item"):
-            case "generate":
-                self.requests.append(item.generate.weights)
-                self._credit[item.generate.request] = item.generate.credit
-                self._tasks[item.generate.request] = asyncio.create_task(self._generate(item.generate))
-            case "score":
-                await self._score(item.score)
-            case "credit":
-                async with self._changed:
-                    self._credit[item.credit.request] += item.credit.tokens
-                    self._changed.notify_all()
-            case "cancel":
-                self._tasks[item.cancel.request].cancel()
-                self.cancelled.set()
-            case _:
-                pass
-
-    async def _score(self, work: pb.ScoreWork) -> None:
-        log_probs = reference_log_probs(self._world.models[work.weights], tuple(work.ids))
-        chunk = pb.ScoreChunk(request=work.request, log_probs=log_probs)
-        await self._say(pb.AttachUpItem(scores=chunk))
-
-    async def _generate(self, work: pb.GenerateWork) -> None:
-        if self._fails:
-            failed = pb.WorkFailed(request=work.request, error_id=self._fails, message="no room")
-            await self._say(pb.AttachUpItem(failed=failed))
-            return
-        params = SamplingParams(
-            max_tokens=work.max_tokens, temperature=work.temperature, top_k=work.top_k, top_p=work.top_p, seed=work.seed
-        )
-        for count, token in enumerate(generate(self._world.models[work.weights], list(work.ids), params)):
-            if count == self._dies_after:
-                self._call.cancel()
-                return
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._credit[work.request] > 0)
-                self._credit[work.request] -= 1
-            self.sent[work.request] = count + 1
-            finish = "eod" if token == 0 else "length" if count + 1 == work.max_tokens else ""
-            await self._say(pb.AttachUpItem(tokens=pb.TokenChunk(request=work.request, ids=[token], finish=finish)))
-
-    async def _say(self, item: pb.AttachUpItem) -> None:
-        await self._call.write(pb.AttachUp(items=[item]))
-
-
-def reference_log_probs(model: Decoder, ids: tuple[int, ...]) -> list[float]:
-    """Rows of S+1 tokens with stride S, as the offline evaluation reads text."""
-    rows = [ids[start : start + SEQUENCE + 1] for start in range(0, len(ids) - 1, SEQUENCE)]
-    with torch.no_grad():
-        return [-float(nll) for row in rows for nll in token_nll(model, torch.tensor([row]))[0]]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 def random_rows(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, VOCAB, (count, PREFIX)).astype(np.uint16)
 
 
 @in_loop
-async def test_the_expert_chosen_is_the_one_the_offline_columns_choose(world: World) -> None:
+async def test_the_expert_chosen_is_the_one_the_offline_columns_choose(router_world: Any) -> None:
     rows = random_rows(64)
-    scores = [prefix_mean_nll(model, rows, prefix=PREFIX, batch_size=16) for model in world.routers]
+    scores = [prefix_mean_nll(model, rows, prefix=PREFIX, batch_size=16) for model in router_world.routers]
     offline = np.argmin(np.stack([to_fixed_point(s)[0] for s in scores]), axis=0)
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
@@ -285,20 +61,20 @@ async def test_the_expert_chosen_is_the_one_the_offline_columns_choose(world: Wo
 
 
 @in_loop
-async def test_generation_equals_the_model_token_by_token(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_generation_equals_the_model_token_by_token(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
         for sampling in ({}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 7}):
             pieces = [p async for p in client.generate(TEXT, max_tokens=40, **sampling)]
             ids = [i for p in pieces for i in p.ids]
-            model = world.models[view.slots[f"expert-{pieces[0].expert}"]]
-            prompt = world.tokenizer.encode(TEXT).ids
+            model = router_world.models[view.slots[f"expert-{pieces[0].expert}"]]
+            prompt = router_world.tokenizer.encode(TEXT).ids
             assert ids == list(generate(model, prompt, SamplingParams(max_tokens=40, **sampling)))
             assert pieces[-1].finish in ("eod", "length")
-            assert "".join(p.text for p in pieces) == whole(world.tokenizer.decode(ids))
+            assert "".join(p.text for p in pieces) == whole(router_world.tokenizer.decode(ids))
 
 
 async def collect(pieces: AsyncIterator[Generated], ids: list[int]) -> None:
@@ -312,9 +88,9 @@ def whole(text: str) -> str:
 
 
 @in_loop
-async def test_scores_are_the_experts_log_probabilities_in_rows(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_scores_are_the_experts_log_probabilities_in_rows(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
@@ -323,16 +99,18 @@ async def test_scores_are_the_experts_log_probabilities_in_rows(world: World) ->
         named = await client.score(TEXT, run="fox", slot="expert-2")
     weights = view.slots[f"expert-{scored.expert}"]
     assert scored.weights == weights
-    assert scored.log_probs == pytest.approx(reference_log_probs(world.models[weights], scored.ids), abs=1e-6)
+    assert scored.log_probs == pytest.approx(
+        router_world.reference_log_probs(router_world.models[weights], scored.ids), abs=1e-6
+    )
     assert len(scored.log_probs) == len(scored.ids) - 1
     assert (dense.expert, dense.weights) == (-1, view.slots["dense"])
     assert (named.expert, named.weights) == (2, view.slots["expert-2"])
 
 
 @in_loop
-async def test_a_request_never_mixes_two_views(world: World) -> None:
-    old, new = world.view(seed=100), world.view(seed=200)
-    async with world.router() as router, router.client() as client:
+async def test_a_request_never_mixes_two_views(router_world: Any) -> None:
+    old, new = router_world.view(seed=100), router_world.view(seed=200)
+    async with router_world.router() as router, router.client() as client:
         router.offer(old, 1)
         node = await router.attach("n", old)
         await router.serving()
@@ -350,9 +128,9 @@ async def test_a_request_never_mixes_two_views(world: World) -> None:
 
 
 @in_loop
-async def test_a_new_view_waits_for_its_replicas_while_the_old_is_served(world: World) -> None:
-    old, new = world.view(seed=100), world.view(seed=200)
-    async with world.router() as router, router.client() as client:
+async def test_a_new_view_waits_for_its_replicas_while_the_old_is_served(router_world: Any) -> None:
+    old, new = router_world.view(seed=100), router_world.view(seed=200)
+    async with router_world.router() as router, router.client() as client:
         router.offer(old, 1)
         node = await router.attach("n", old)
         await router.serving()
@@ -367,9 +145,9 @@ async def test_a_new_view_waits_for_its_replicas_while_the_old_is_served(world: 
 
 
 @in_loop
-async def test_a_client_that_goes_away_is_cancelled_down_to_the_node(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_a_client_that_goes_away_is_cancelled_down_to_the_node(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         node = await router.attach("n", view)
         await router.serving()
@@ -381,9 +159,9 @@ async def test_a_client_that_goes_away_is_cancelled_down_to_the_node(world: Worl
 
 
 @in_loop
-async def test_before_the_first_token_the_next_replica_is_tried(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_before_the_first_token_the_next_replica_is_tried(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("dies", view, dies_after=0)
         await router.attach("refuses", view, fails="resource.memory")
@@ -396,9 +174,9 @@ async def test_before_the_first_token_the_next_replica_is_tried(world: World) ->
 
 
 @in_loop
-async def test_a_replica_lost_after_the_first_token_is_a_resumable_error(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_a_replica_lost_after_the_first_token_is_a_resumable_error(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("dies", view, dies_after=5)
         await router.serving()
@@ -409,20 +187,20 @@ async def test_a_replica_lost_after_the_first_token_is_a_resumable_error(world: 
         assert "as ids" in caught.value.fix
         await router.attach("works", view)
         await router.serving()
-        prompt = world.tokenizer.encode(TEXT).ids
+        prompt = router_world.tokenizer.encode(TEXT).ids
         rest = [i async for p in client.generate([*prompt, *ids], max_tokens=4, slot="expert-0") for i in p.ids]
     assert len(ids) == 5
     assert len(rest) == 4
 
 
 @in_loop
-async def test_health_follows_view_and_replicas(world: World) -> None:
-    async with world.router() as router, router.client() as client:
+async def test_health_follows_view_and_replicas(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
         await router.not_serving()
         with pytest.raises(NotReachable) as caught:
             await client.route(TEXT)
         assert caught.value.error_id == "net.no-view"
-        view = world.view()
+        view = router_world.view()
         router.offer(replace(view, slots={"expert-0": view.slots["expert-0"]}), 1)
         node = await router.attach("n", view)
         await router.not_serving()
@@ -436,24 +214,24 @@ async def test_health_follows_view_and_replicas(world: World) -> None:
 
 
 @in_loop
-async def test_a_router_starts_from_its_disk_without_the_coordinator(world: World) -> None:
-    view = world.view()
-    async with world.router() as router, router.client() as client:
+async def test_a_router_starts_from_its_disk_without_the_coordinator(router_world: Any) -> None:
+    view = router_world.view()
+    async with router_world.router() as router, router.client() as client:
         router.offer(view, 5)
         await router.attach("n", view)
         await router.serving()
         before = await client.route(TEXT)
-    async with world.router() as router, router.client() as client:
+    async with router_world.router() as router, router.client() as client:
         assert await client.route(TEXT) == before
         await router.attach("n", view)
         await router.serving()
 
 
 @in_loop
-async def test_several_runs_come_back_from_disk_and_the_newest_is_meant(world: World) -> None:
-    first = world.view()
+async def test_several_runs_come_back_from_disk_and_the_newest_is_meant(router_world: Any) -> None:
+    first = router_world.view()
     second = replace(first, run=RunId("b" * 64), name="second", routers=first.routers[::-1])
-    async with world.router() as router, router.client() as client:
+    async with router_world.router() as router, router.client() as client:
         router.offer(first, 1)
         router.offer(second, 3)
         await router.attach("n", first, second)
@@ -462,14 +240,14 @@ async def test_several_runs_come_back_from_disk_and_the_newest_is_meant(world: W
             await asyncio.sleep(0)
         before = [await client.route(TEXT, run=name) for name in ("", "fox", "second")]
     for _ in range(2):
-        async with world.router() as router, router.client() as client:
+        async with router_world.router() as router, router.client() as client:
             assert [await client.route(TEXT, run=name) for name in ("", "fox", "second")] == before
 
 
 @in_loop
-async def test_short_and_wrong_requests(world: World) -> None:
-    async with world.router() as router, router.client() as client:
-        view = world.view()
+async def test_short_and_wrong_requests(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
@@ -491,7 +269,8 @@ async def test_short_and_wrong_requests(world: World) -> None:
             await anext(client.generate(TEXT, temperature=-1.0))
         assert caught.value.error_id == "usage.bad-value"
     expected = [
-        float(prefix_mean_nll(m, np.array([[5, 6]], np.uint16), prefix=2, batch_size=1)[0]) for m in world.routers
+        float(prefix_mean_nll(m, np.array([[5, 6]], np.uint16), prefix=2, batch_size=1)[0])
+        for m in router_world.routers
     ]
     assert two.prefix_nll == pytest.approx(expected, abs=1e-5)
     assert two.expert == choose(np.array(two.prefix_nll))
@@ -500,19 +279,19 @@ async def test_short_and_wrong_requests(world: World) -> None:
 
 
 @in_loop
-async def test_roles_are_checked_and_a_closed_port_has_a_cause(world: World) -> None:
-    async with world.router() as router:
+async def test_roles_are_checked_and_a_closed_port_has_a_cause(router_world: Any) -> None:
+    async with router_world.router() as router:
         async with open_channel(
-            world.identity("c", "client"), target=router.address, server_name=ROUTER_NAME
+            router_world.identity("c", "client"), target=router.address, server_name=ROUTER_NAME
         ) as channel:
             call: Any = expert_pb2_grpc.ExpertServiceStub(channel).Attach()
             with pytest.raises(grpc.RpcError) as refused:
                 await call.read()
         assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
-        async with Stranger(world, router.address) as error:
+        async with Stranger(router_world, router.address) as error:
             assert isinstance(error, JoinError)
         address = router.address
-    async with AsyncRouterClient(world.identity("c", "client"), address) as client:
+    async with AsyncRouterClient(router_world.identity("c", "client"), address) as client:
         with pytest.raises(NotReachable) as caught:
             await client.route(TEXT)
     assert caught.value.error_id == "net.refused"
@@ -521,11 +300,11 @@ async def test_roles_are_checked_and_a_closed_port_has_a_cause(world: World) -> 
 class Stranger:
     """What a client of another authority is told."""
 
-    def __init__(self, world: World, address: str) -> None:
-        other = CertificateAuthority.create(world.folder / "other-ca")
+    def __init__(self, router_world: Any, address: str) -> None:
+        other = CertificateAuthority.create(router_world.folder / "other-ca")
         key, csr = new_key_and_csr("x")
         certificate = other.issue(csr, node_id=NodeId("x"), role="client")
-        self._identity = replace(world.identity("x", "client"), key_pem=key, certificate_pem=certificate)
+        self._identity = replace(router_world.identity("x", "client"), key_pem=key, certificate_pem=certificate)
         self._address = address
 
     async def __aenter__(self) -> PotluckError:
@@ -539,13 +318,13 @@ class Stranger:
 
 
 @in_loop
-async def test_the_synchronous_client_streams_too(world: World) -> None:
-    async with world.router() as router:
-        view = world.view()
+async def test_the_synchronous_client_streams_too(router_world: Any) -> None:
+    async with router_world.router() as router:
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
-        identity = world.identity("c", "client")
+        identity = router_world.identity("c", "client")
 
         def use() -> tuple[Any, Any, list[Any]]:
             with RouterClient(identity, router.address) as client:
@@ -574,10 +353,10 @@ def lines(chunked: str) -> Iterator[Any]:
 
 
 @in_loop
-async def test_the_http_bridge_answers_as_grpc_does(world: World) -> None:
-    async with world.router(http=True) as router, router.client() as client:
+async def test_the_http_bridge_answers_as_grpc_does(router_world: Any) -> None:
+    async with router_world.router(http=True) as router, router.client() as client:
         assert (await http(router.http_port, "GET", "/health"))[0] == 503
-        view = world.view()
+        view = router_world.view()
         router.offer(view, 1)
         await router.attach("n", view)
         await router.serving()
