@@ -291,7 +291,8 @@ class Node:
             case "wake":
                 self.tell(on.Woken())
             case "revoke":
-                log.fact("lease-revoked", fence=item.revoke.fence, reason=item.revoke.reason)
+                if item.revoke.fence == self._machine.fence:  # Else it crossed the end of that lease.
+                    log.fact("lease-revoked", fence=item.revoke.fence, reason=item.revoke.reason)
                 self.tell(on.LeaseLost(fence=Fence(item.revoke.fence), reason=item.revoke.reason))
             case "drain":
                 log.fact("coordinator-drains", reason=item.drain.reason)
