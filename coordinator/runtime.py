@@ -329,6 +329,8 @@ def _settle_submission(item: _Submission) -> None:
         return
     if isinstance(item.event, DurableEvent):
         crash_here(AFTER_JOURNAL)
+        # By answer too, so that a test can die with a grant or a commit on its lips.
+        crash_here(f"{AFTER_JOURNAL}.{type(item.reply).__name__}")
     if item.done.done():
         return
     reply = item.reply if item.needs_reply else Done()
