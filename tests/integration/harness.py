@@ -19,7 +19,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -205,12 +205,11 @@ class Cluster:
         info = admin_pb2.RunInfo()
         with open_sync_channel(self.admin) as channel:
             stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
-            call: Any = stub.WatchRun(admin_pb2.GetRunRequest(run=run), timeout=timeout_s)
+            said: Iterator[admin_pb2.RunInfo] = stub.WatchRun(admin_pb2.GetRunRequest(run=run), timeout=timeout_s)
             try:
-                for info in call:
+                for info in said:
                     if reached(info):
-                        call.cancel()
-                        return info
+                        return info  # the call ends with its channel
             except grpc.RpcError as error:
                 why = f"{info.state} at {info.stage!r}: {error}"
                 raise AssertionError(f"run {run[:12]} is {why}{self.tails()}") from None

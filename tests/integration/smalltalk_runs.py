@@ -1,0 +1,111 @@
+"""A tiny SmallTalk run by real daemons, and what is left of it when they are gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from coordinator.core.events import PlanAdvanced, TaskCompleted
+from coordinator.core.values import TaskWanted
+from coordinator.journal import SqliteJournal
+from coordinator.wire_events import decode_event
+from potluck.ids import Digest, Json
+from potluck.net.blobs.store import BlobStore
+from potluck.spec import DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.v1 import admin_pb2
+from sampling.ingest import Ingested, ingest
+from tests.integration.harness import Cluster
+from tests.reference.languages import write_languages
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDone:
+    """A task, and what a node made of it."""
+
+    wanted: TaskWanted
+    blobs: Mapping[str, Digest]
+    figures: Mapping[str, Json]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    info: admin_pb2.RunInfo
+    ledger: admin_pb2.GetLedgerResponse
+    tasks: tuple[TaskDone, ...]
+    """In the order of their completion."""
+    blobs: BlobStore
+    nodes: frozenset[str]
+    """Those that committed something."""
+
+    @property
+    def report(self) -> Digest:
+        return Digest(self.info.report)
+
+    def checkpoints(self) -> dict[str, dict[int, str]]:
+        """Digest of every committed checkpoint, by lineage and step."""
+        return {line.lineage: {r.end_step: r.child for r in line.ranges} for line in self.ledger.lineages}
+
+
+def small_corpus(folder: Path) -> Ingested:
+    return ingest(write_languages(folder / "languages.jsonl", documents=60, seed=0), folder / "corpus")
+
+
+def small_spec(corpus: Digest) -> RunSpec:
+    """Three experts of two chunks, three rounds of EM; the experts' chunks reach into a second pass over the rows."""
+    router = ModelShape(hidden=16, layers=1, heads=2, ffn=24)
+    expert = ModelShape(hidden=16, layers=2, heads=2, ffn=40)
+    spec = RunSpec(
+        corpus=corpus,
+        seed=5,
+        text=TextSpec(vocab_size=300, sequence_length=32, prefix_length=8),
+        routers=RouterSpec(model=router, rounds=3, chunk_sequences=720, batch_size=8, learning_rate=1e-2),
+        experts=ExpertSpec(model=expert, num=3, chunks=2, chunk_sequences=960, batch_size=8, learning_rate=1e-2),
+        dense=DenseSpec(batch_size=16, learning_rate=1e-2),
+        evaluation=EvalSpec(bootstrap_samples=500),
+        bytes_per_token=16.0,
+    )
+    return replace(spec, controls=replace(spec.controls, random_split="one"))
+
+
+def run_by_daemons(folder: Path, spec: RunSpec, corpus: Ingested, *, nodes: int) -> Ran:
+    """Carries a run from its start to its end: one coordinator, so many nodes, TLS and CURVE between them."""
+    with Cluster(folder) as cluster:
+        cluster.start_coordinator()
+        cluster.put_corpus(corpus.files)
+        run = cluster.start_run(spec)
+        for number in range(nodes):
+            cluster.start_node(f"node-{number}")
+        info = cluster.wait_ended(run)
+        assert info.state == "finished", f"{info.state}: {info.reason}{cluster.tails()}"
+        with cluster.client() as client:
+            ledger = client.get_ledger(run)
+    return Ran(
+        info=info,
+        ledger=ledger,
+        tasks=_tasks_done(cluster.home / "journal.db"),
+        blobs=cluster.blobs(),
+        nodes=frozenset(r.node for line in ledger.lineages for r in line.ranges),
+    )
+
+
+def _tasks_done(path: Path) -> tuple[TaskDone, ...]:
+    wanted: dict[str, TaskWanted] = {}
+    done: list[TaskDone] = []
+    journal = SqliteJournal(path)
+    try:
+        for event in map(decode_event, journal.read_all()):
+            if isinstance(event, PlanAdvanced):
+                wanted.update((task.id, task) for task in event.tasks)
+            elif isinstance(event, TaskCompleted):
+                done.append(TaskDone(wanted=wanted[event.task], blobs=dict(event.blobs), figures=event.figures))
+    finally:
+        journal.close()
+    return tuple(done)
+
+
+def read_json(blobs: BlobStore, digest: Digest) -> dict[str, Json]:
+    value = json.loads(blobs.path(digest).read_text(encoding="utf-8"))
+    assert isinstance(value, dict)
+    return value
