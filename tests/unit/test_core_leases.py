@@ -253,6 +253,13 @@ def test_a_commit_is_refused_once_the_head_has_moved_and_told_where_it_is(bench:
     assert (answer.head_step, answer.head) == (2, "other")
 
 
+def test_a_commit_at_the_right_step_on_another_parent_is_refused(bench: Bench) -> None:
+    bench.plan(lineage())
+    grant = bench.ask(A)
+    bench.commit(A, grant, 0, 2)
+    assert isinstance(bench.commit(A, grant, 2, 4, "another c2"), CommitRefused)
+
+
 def test_the_equal_commit_of_two_holders_is_accepted_from_both_and_stands_once(bench: Bench) -> None:
     bench.plan(lineage())
     late = bench.ask(A)

@@ -139,8 +139,9 @@ def test_classes_go_from_what_holds_lineages_up_to_what_can_wait(queue: Queue) -
 
 
 def test_of_lineages_the_longest_remaining_goes_first(queue: Queue) -> None:
-    queue.run(lineage("router", flops=0.1), lineage("expert", flops=1), lineage("dense", flops=4))
-    assert queue.names(*"abc") == ["dense", "expert", "router"]
+    works = [lineage(name, flops=flops) for name, flops in (("router", 0.1), ("e0", 1), ("e1", 1.1), ("dense", 4))]
+    queue.run(*works)
+    assert queue.names(*"abcd") == ["dense", "e1", "e0", "router"]
 
 
 def test_of_nearly_equal_lineages_a_node_gets_the_one_whose_head_it_holds(queue: Queue) -> None:
