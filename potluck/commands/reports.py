@@ -28,7 +28,7 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     if info.state != "finished":
         message = f"run {short(info.run)} is {info.state} ({info.stage}, {info.fraction:.0%}); it has no report yet"
         raise Refused("refused.not-finished", message, f"follow it with `potluck run watch {short(info.run)}`")
-    path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report))
+    path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report), "scores")
     science = json.loads(path.read_text(encoding="utf-8"))
     ledger = client.get_ledger(info.run)
     facts = RunFacts(

@@ -11,6 +11,7 @@ from potluck.formatting import human_bytes
 from potluck.ids import Digest
 from potluck.net.blobs.client import BlobClient
 from potluck.net.blobs.store import BlobStore
+from potluck.net.counters import Plane
 from potluck.net.identity import Identity
 
 
@@ -32,7 +33,7 @@ def put_corpus(identity: Identity, scratch: Path, files: Mapping[Digest, Path], 
             output.progress(f"sending the text: {done_bytes / max(1, total):.0%}")
 
 
-def get_blob(identity: Identity, scratch: Path, digest: Digest) -> Path:
+def get_blob(identity: Identity, scratch: Path, digest: Digest, plane: Plane) -> Path:
     """Fetches a blob into the scratch store; one that is there moves nothing."""
     with BlobClient(identity, BlobStore(scratch)) as client:
-        return client.get(digest, "control").result()
+        return client.get(digest, plane).result()

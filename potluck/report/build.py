@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potluck.config import to_mapping
+from potluck.formatting import human_count
 from potluck.report.schema import SCHEMA_VERSION, check_report
 from potluck.spec import RunSpec
 
@@ -102,8 +103,8 @@ def verdict(report: Mapping[str, Any]) -> dict[str, str]:
         percent = 100 * (1 - math.exp(mean))
         return {"better": "mixture", "text": f"the mixture is better: {interval} ({percent:.1f}% lower perplexity)"}
     if low > 0:
-        percent = 100 * (math.exp(mean) - 1)
-        return {"better": "dense", "text": f"the dense twin is better: {interval} ({percent:.1f}% lower for dense)"}
+        percent = 100 * (1 - math.exp(-mean))
+        return {"better": "dense", "text": f"the dense twin is better: {interval} ({percent:.1f}% lower perplexity)"}
     return {"better": "undecided", "text": f"undecided: {interval} holds zero"}
 
 
@@ -137,10 +138,25 @@ def _work(science: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, float]]
     sides = ("routers", "experts", "dense", "random_split")
     tokens = {side: told[side]["tokens"] for side in sides if told.get(side) is not None}
     spent = told["flops"]
-    flops = {name: value for name, value in spent["mixture"].items() if name != "total"}
-    flops["mixture_total"] = spent["mixture"]["total"]
+    parts = spent["mixture"]
+    flops = {
+        "routers": parts["router_training"],
+        "scoring": parts["router_scoring"] + parts["expert_scoring"],
+        "experts": parts["experts"],
+        "mixture": parts["total"],
+    }
     flops |= {side: spent[side] for side in ("dense", "random_split") if side in tokens}
     return tokens, flops
+
+
+def work_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Side, tokens and FLOPs, as cells of a table."""
+    tokens, flops = report["tokens"], report["flops"]
+    names = {"mixture": "mixture in all", "random_split": "random split"}
+    return [
+        [names.get(side, side), human_count(tokens[side]) if side in tokens else "", human_count(spent)]
+        for side, spent in flops.items()
+    ]
 
 
 def _routing(science: Mapping[str, Any]) -> dict[str, Any]:

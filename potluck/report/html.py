@@ -8,7 +8,7 @@ from typing import Any
 
 from potluck.formatting import human_bytes, human_count
 from potluck.report import svg
-from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins
+from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins, work_rows
 from potluck.report.table import SIDES
 
 STYLE = """
@@ -160,13 +160,7 @@ def _purity(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    work = _table(
-        ["work", "tokens", "FLOPs"],
-        [
-            [side, human_count(report["tokens"][side]) if side in report["tokens"] else "", human_count(flops)]
-            for side, flops in report["flops"].items()
-        ],
-    )
+    work = _table(["work", "tokens", "FLOPs"], work_rows(report))
     traffic = _table(
         ["crossed the wire", "bytes", "per trained token"],
         [[p, human_bytes(report["bytes"][p]), f"{report['bytes_per_trained_token'][p]:.4f}"] for p in PLANES],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from potluck.formatting import format_table, human_bytes, human_count
-from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins
+from potluck.formatting import TABLE_WIDTH, format_table, human_bytes
+from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins, work_rows
 
 SIDES = {
     "mixture": "mixture, routed",
@@ -18,7 +19,13 @@ SIDES = {
 
 def render(report: Mapping[str, Any]) -> str:
     """All tables of a report, one under the other."""
-    blocks = [_sides(report), report["verdict"]["text"], _sources(report), _dense_wins(report), _cost(report)]
+    blocks = [
+        _sides(report),
+        textwrap.fill(report["verdict"]["text"], TABLE_WIDTH),
+        _sources(report),
+        _dense_wins(report),
+        _cost(report),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -78,15 +85,11 @@ def _dense_wins(report: Mapping[str, Any]) -> str:
     trained = f"each expert trained on {ratio:.1f} tokens per parameter"
     if not sources:
         return f"The dense twin is ahead on no source ({trained})."
-    return f"The dense twin is ahead on {', '.join(sources)}\n({trained})."
+    return textwrap.fill(f"The dense twin is ahead on {', '.join(sources)} ({trained}).", TABLE_WIDTH)
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    rows = [
-        [side, human_count(report["tokens"].get(side, 0)) if side in report["tokens"] else "-", human_count(flops)]
-        for side, flops in report["flops"].items()
-    ]
-    work = format_table(["work", "tokens", "FLOPs"], rows)
+    work = format_table(["work", "tokens", "FLOPs"], work_rows(report))
     traffic = format_table(
         ["plane", "bytes", "per trained token"],
         [
