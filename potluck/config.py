@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 import types
 import typing
@@ -37,7 +38,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
             dataclass itself refuses; the message names the dotted key.
     """
     assert dataclasses.is_dataclass(cls)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in mapping:
         if key not in fields:
@@ -53,13 +54,27 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
 
 def to_mapping(value: Any) -> Any:
     """The inverse of `from_mapping`: plain dicts, lists and scalars, every default written out."""
+    if isinstance(value, str | int | float | None):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {name: to_mapping(getattr(value, name)) for name in _field_names(type(value))}
     if isinstance(value, tuple | list):
         return [to_mapping(item) for item in value]
     if isinstance(value, Mapping):
         return {k: to_mapping(v) for k, v in value.items()}
     return value
+
+
+@functools.cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    """Plans write the same classes out thousands of times a run."""
+    assert dataclasses.is_dataclass(cls)
+    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
