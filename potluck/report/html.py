@@ -29,7 +29,7 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .quiet, .empty { color: var(--quiet); font-size: .9rem; }
 .verdict { font-size: 1.15rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }

@@ -19,13 +19,8 @@ SIDES = {
 
 def render(report: Mapping[str, Any]) -> str:
     """All tables of a report, one under the other."""
-    blocks = [
-        _sides(report),
-        textwrap.fill(report["verdict"]["text"], TABLE_WIDTH),
-        _sources(report),
-        _dense_wins(report),
-        _cost(report),
-    ]
+    verdict = textwrap.fill(report["verdict"]["text"], TABLE_WIDTH)
+    blocks = [_sides(report), verdict, _sources(report), _dense_wins(report), _cost(report)]
     return "\n\n".join(block for block in blocks if block)
 
 
