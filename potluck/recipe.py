@@ -176,7 +176,9 @@ class Segment:
         return Segment(data=from_mapping(kind, data), **head)
 
 
-def commit_interval(*, num_parameters: int, batch_size: int, targets_per_row: int, total_steps: int, bytes_per_token: float) -> int:
+def commit_interval(
+    *, num_parameters: int, batch_size: int, targets_per_row: int, total_steps: int, bytes_per_token: float
+) -> int:
     """Steps between commits: weights and two moments are 12 bytes a parameter.
 
     ceil(12 P / (bytes_per_token * B * S)), clamped to T/32 .. T/4.

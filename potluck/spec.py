@@ -251,11 +251,11 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     data = body.pop("data", "")
     name = body.pop("name", "run")
     priority = body.pop("priority", 0)
-    _require(isinstance(data, str) and bool(data), "data", data, "a folder or file of text, or \"demo\"")
+    _require(isinstance(data, str) and bool(data), "data", data, 'a folder or file of text, or "demo"')
     _require(isinstance(name, str) and 0 < len(name) <= 64, "name", name, "1 to 64 characters")
     _require(isinstance(priority, int), "priority", priority, "an integer")
     if "corpus" in body:
-        raise SpecError("spec.unknown-key", "unknown key corpus", "write data = \"folder\"; the digest is computed")
+        raise SpecError("spec.unknown-key", "unknown key corpus", 'write data = "folder"; the digest is computed')
     file = RunFile(data=data, name=name, priority=priority, body=body)
     file.canonical(Digest("0" * 64))
     return file

@@ -55,6 +55,7 @@ PRESETS: dict[str, Preset] = {
     "router-24": _preset(24, 2, 2),
     "router-48": _preset(48, 4, 4),
     "router-96": _preset(96, 12, 12),
+    "0.04M": _preset(24, 2, 2),
     "0.05M": _preset(32, 2, 2),
     "0.08M": _preset(40, 2, 2),
     "0.11M": _preset(48, 2, 2),
