@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 from coordinator.journal import SqliteJournal
 from potluck.ids import Digest
@@ -134,3 +136,17 @@ def journal_rows(home: Path) -> list[str]:
         return list(journal.read_all())
     finally:
         journal.close()
+
+
+def assert_group_gone(daemon: Daemon) -> None:
+    """Neither the daemon nor anything in its process group is left, nor the children in groups of their own."""
+    assert_gone(children_of(daemon))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(daemon.popen.pid, 0)
+
+
+def stop_twice(daemon: Daemon) -> int:
+    """Asks it to end, and at once again with the other signal: two equal ones may arrive as one."""
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGINT)
+    return daemon.wait_ended()
