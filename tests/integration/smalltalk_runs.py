@@ -11,9 +11,9 @@ from coordinator.core.events import PlanAdvanced, TaskCompleted
 from coordinator.core.values import TaskWanted
 from coordinator.journal import SqliteJournal
 from coordinator.wire_events import decode_event
-from potluck.ids import Digest, Json
+from potluck.ids import Digest, Json, canonical_json, digest_file
 from potluck.net.blobs.store import BlobStore
-from potluck.spec import DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.spec import ControlSpec, DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
 from potluck.v1 import admin_pb2
 from sampling.ingest import Ingested, ingest
 from tests.integration.harness import Cluster
@@ -52,21 +52,42 @@ def small_corpus(folder: Path) -> Ingested:
     return ingest(write_languages(folder / "languages.jsonl", documents=60, seed=0), folder / "corpus")
 
 
+def in_two_shards(corpus: Ingested, folder: Path) -> Ingested:
+    """The same documents in two shards, as a large corpus has them."""
+    (shard,) = [path for path in corpus.files.values() if path.suffix == ".jsonl"]
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shards: list[Json] = []
+    files: dict[Digest, Path] = {}
+    for number in range(2):
+        mine = lines[number::2]
+        path = folder / f"documents-{number:05d}.jsonl"
+        path.write_bytes(b"".join(mine))
+        digest = digest_file(path)
+        files[digest] = path
+        shards.append({"digest": digest, "bytes": path.stat().st_size, "documents": len(mine)})
+    names = {f"documents-{number:05d}": digest for number, digest in enumerate(files)}
+    manifest: dict[str, Json] = {**corpus.manifest, "blobs": names, "shards": shards}
+    path = folder / "corpus.json"
+    path.write_text(canonical_json(manifest), encoding="utf-8")
+    digest = digest_file(path)
+    return replace(corpus, digest=digest, path=path, files={**files, digest: path}, manifest=manifest)
+
+
 def small_spec(corpus: Digest) -> RunSpec:
     """Three experts of two chunks, three rounds of EM; the experts' chunks reach into a second pass over the rows."""
     router = ModelShape(hidden=16, layers=1, heads=2, ffn=24)
     expert = ModelShape(hidden=16, layers=2, heads=2, ffn=40)
-    spec = RunSpec(
+    return RunSpec(
         corpus=corpus,
         seed=5,
         text=TextSpec(vocab_size=300, sequence_length=32, prefix_length=8),
         routers=RouterSpec(model=router, rounds=3, chunk_sequences=720, batch_size=8, learning_rate=1e-2),
         experts=ExpertSpec(model=expert, num=3, chunks=2, chunk_sequences=960, batch_size=8, learning_rate=1e-2),
         dense=DenseSpec(batch_size=16, learning_rate=1e-2),
+        controls=ControlSpec(random_split="one"),
         evaluation=EvalSpec(bootstrap_samples=500),
         bytes_per_token=16.0,
     )
-    return replace(spec, controls=replace(spec.controls, random_split="one"))
 
 
 def run_by_daemons(folder: Path, spec: RunSpec, corpus: Ingested, *, nodes: int) -> Ran:
@@ -74,9 +95,9 @@ def run_by_daemons(folder: Path, spec: RunSpec, corpus: Ingested, *, nodes: int)
     with Cluster(folder) as cluster:
         cluster.start_coordinator()
         cluster.put_corpus(corpus.files)
-        run = cluster.start_run(spec)
         for number in range(nodes):
             cluster.start_node(f"node-{number}")
+        run = cluster.start_run(spec)
         info = cluster.wait_ended(run)
         assert info.state == "finished", f"{info.state}: {info.reason}{cluster.tails()}"
         with cluster.client() as client:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from potluck.ids import digest_file
 from potluck.lm.train import apply_profile
 from sampling.ingest import Ingested
 from sampling.tasks import run_task
-from tests.integration.smalltalk_runs import Ran, read_json, run_by_daemons, small_corpus, small_spec
+from tests.integration.smalltalk_runs import Ran, in_two_shards, read_json, run_by_daemons, small_corpus, small_spec
 from tests.reference import smalltalk_loop
 from tests.reference.rules import array_digest
 from tests.reference.smalltalk_loop import Outcome
@@ -32,6 +33,20 @@ class World:
     ran: Ran
 
 
+def hold_report_to_loop(ran: Ran, loop: Outcome) -> None:
+    report: Mapping[str, Any] = read_json(ran.blobs, ran.report)
+    comparison = dict(loop.comparison)
+    assert report["routing"]["table"] == comparison.pop("table")
+    by_source = comparison.pop("by_source")
+    assert report["by_source"].keys() == by_source.keys()
+    for name, sides in by_source.items():
+        for side, levels in sides.items():
+            assert report["by_source"][name][side] == pytest.approx(levels, rel=CLOSE, abs=0), (name, side)
+    assert comparison.keys() >= {"mixture", "dense", "random_split", "oracle", "mixture_minus_dense"}
+    for name, numbers in comparison.items():
+        assert report[name] == pytest.approx(numbers, rel=1e-9, abs=CLOSE), name
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("reference")
@@ -40,6 +55,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ran = run_by_daemons(folder / "daemons", spec, corpus, nodes=2)
     (folder / "loop").mkdir()
     return World(corpus=corpus, loop=smalltalk_loop.run(spec, corpus, folder / "loop"), ran=ran)
+
+
+def test_the_loop_knows_nothing_of_daemons_and_plans() -> None:
+    allowed = ("potluck.ids", "potluck.lm", "potluck.recipe", "potluck.spec", "sampling", "tests.reference")
+    ours = ("potluck", "sampling", "coordinator", "expert_node", "router", "tests")
+    for path in Path(smalltalk_loop.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in ours or name.startswith(allowed), f"{path.name} imports {name}"
 
 
 def test_both_nodes_took_part(world: World) -> None:
@@ -101,17 +127,7 @@ def test_the_checkpoints_that_the_ledger_names_hold_the_loops_weights(world: Wor
 
 
 def test_the_comparison_has_the_loops_numbers(world: World) -> None:
-    report: Mapping[str, Any] = read_json(world.ran.blobs, world.ran.report)
-    comparison = dict(world.loop.comparison)
-    assert report["routing"]["table"] == comparison.pop("table")
-    by_source = comparison.pop("by_source")
-    assert report["by_source"].keys() == by_source.keys()
-    for name, sides in by_source.items():
-        for side, levels in sides.items():
-            assert report["by_source"][name][side] == pytest.approx(levels, rel=CLOSE, abs=0), (name, side)
-    assert comparison.keys() >= {"mixture", "dense", "random_split", "oracle", "mixture_minus_dense"}
-    for name, numbers in comparison.items():
-        assert report[name] == pytest.approx(numbers, rel=1e-9, abs=CLOSE), name
+    hold_report_to_loop(world.ran, world.loop)
 
 
 def test_the_facts_beside_the_tables_are_the_loops(world: World) -> None:
@@ -157,3 +173,23 @@ def test_the_number_of_nodes_changes_nothing(world: World, nodes: int, tmp_path:
     ran = run_by_daemons(tmp_path / "daemons", small_spec(world.corpus.digest), world.corpus, nodes=nodes)
     assert ran.checkpoints() == world.ran.checkpoints()
     assert ran.report == world.ran.report
+
+
+@pytest.mark.long
+def test_a_run_with_other_choices_is_the_loops_too(world: World, tmp_path: Path) -> None:
+    """Two experts, shuffled packing, a corpus of two shards, every random-split expert."""
+    (tmp_path / "loop").mkdir()
+    corpus = in_two_shards(world.corpus, tmp_path)
+    spec = small_spec(corpus.digest)
+    spec = replace(
+        spec,
+        seed=6,
+        text=replace(spec.text, packing="shuffled"),
+        experts=replace(spec.experts, num=2, chunks=1),
+        controls=replace(spec.controls, random_split="all"),
+    )
+    ran = run_by_daemons(tmp_path / "daemons", spec, corpus, nodes=2)
+    loop = smalltalk_loop.run(spec, corpus, tmp_path / "loop")
+    assert ran.blobs.has(loop.tokens)
+    assert ran.checkpoints() == {lineage.recipe.id: lineage.checkpoints for lineage in loop.lineages}
+    hold_report_to_loop(ran, loop)
