@@ -55,3 +55,19 @@ def test_a_full_disk_ends_the_coordinator_and_room_lets_it_go_on(
         ballast.unlink()
         cluster.start_coordinator()
         assert outcome(cluster, run) == undisturbed
+
+
+def test_a_run_that_the_quota_stopped_goes_on_when_it_is_started_again_with_a_larger_one(
+    job: Job, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path) as cluster:
+        coordinator = cluster.start_coordinator("--quota-bytes", "700000")
+        cluster.start_node("a")
+        run = begin(cluster, job)
+        info = cluster.wait_ended(run)
+        assert info.state == "failed"
+        assert "--quota-bytes" in info.reason or "bytes are taken" in info.reason
+        assert coordinator.stop() == 0
+        cluster.start_coordinator()
+        assert cluster.start_run(job.spec) == run
+        assert outcome(cluster, run) == undisturbed
