@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,16 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from potluck.errors import NotReachable, PotluckError, Refused, ResourceError
+from potluck.errors import (
+    DataError,
+    InvariantViolation,
+    JoinError,
+    NotReachable,
+    PotluckError,
+    Refused,
+    ResourceError,
+    UsageError,
+)
 
 Kind = Literal["coordinator", "expert_node", "router"]
 READY_TIMEOUT_S = 60.0
@@ -27,6 +37,15 @@ DRAIN_S = 30.0
 """A node finishes its step and hands over its outbox in this time; then it is told again, firmly."""
 STOP_S = 5.0
 LOG_TAIL_LINES = 12
+ERRORS: Mapping[str, type[PotluckError]] = {
+    "join": JoinError,
+    "usage": UsageError,
+    "net": NotReachable,
+    "refused": Refused,
+    "resource": ResourceError,
+    "data": DataError,
+    "bug": InvariantViolation,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +179,23 @@ def _failure(kind: Kind, folder: Path, log_start: int, what: str) -> PotluckErro
     with (folder / "daemon.log").open("rb") as log:
         log.seek(log_start)
         tail = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    own = _own_words(tail)
+    if own is not None:
+        return own
     said = "\n    ".join(tail)
     message = f"the {kind} {what}; its log {folder / 'daemon.log'} ends:\n    {said}"
-    if "resource." in said or "Address already in use" in said or "Failed to bind" in said:
-        return ResourceError("resource.daemon", message, "free the port or the disk, or choose another --port")
     return NotReachable("net.daemon-failed", message, "read the log, then start it again")
+
+
+def _own_words(log: Sequence[str]) -> PotluckError | None:
+    """The error a daemon ended with, as it printed it: `[id] message`, then its fix."""
+    for number in range(len(log) - 1, -1, -1):
+        match = re.match(r"\[(([a-z]+)\.[a-z-]+)\] (.*)", log[number])
+        if match is not None and match[2] in ERRORS:
+            rest = log[number + 1 :]
+            fix = next((line.partition("fix: ")[2] for line in rest if line.startswith("  fix: ")), "")
+            return ERRORS[match[2]](match[1], match[3], fix)
+    return None
 
 
 def _process(record: PidRecord) -> psutil.Process | None:
