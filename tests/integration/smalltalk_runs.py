@@ -105,13 +105,14 @@ def run_by_daemons(folder: Path, spec: RunSpec, corpus: Ingested, *, nodes: int)
     return Ran(
         info=info,
         ledger=ledger,
-        tasks=_tasks_done(cluster.home / "journal.db"),
+        tasks=tasks_done(cluster.home / "journal.db"),
         blobs=cluster.blobs(),
         nodes=frozenset(r.node for line in ledger.lineages for r in line.ranges),
     )
 
 
-def _tasks_done(path: Path) -> tuple[TaskDone, ...]:
+def tasks_done(path: Path) -> tuple[TaskDone, ...]:
+    """Every task that the journal at `path` says is done; its coordinator must have ended."""
     wanted: dict[str, TaskWanted] = {}
     done: list[TaskDone] = []
     journal = SqliteJournal(path)
