@@ -60,7 +60,8 @@ def apply_profile(profile: Profile) -> None:
     """
     _keep_memory()
     torch.set_num_threads(profile.threads)
-    torch.use_deterministic_algorithms(True)
+    # As torch.use_deterministic_algorithms(True), which also imports the compiler: a second of every start.
+    torch.set_deterministic_debug_mode("error")
     # The deterministic mode also fills new memory with NaN, to show reads of it; nothing here reads any.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for kind in (np.float32, np.float64):

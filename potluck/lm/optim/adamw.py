@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,30 +23,28 @@ class AdamW:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
-        self._parameters = dict(parameters)
-        decayed = [p for n, p in self._parameters.items() if is_decayed(n, p)]
-        plain = [p for n, p in self._parameters.items() if not is_decayed(n, p)]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        betas = (config.beta1, config.beta2)
-        self._inner = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)
+        self._config = config
+        self._states = {name: _State.fresh(parameter) for name, parameter in parameters.items()}
+        decayed = [s for name, s in self._states.items() if is_decayed(name, s.parameter)]
+        plain = [s for name, s in self._states.items() if not is_decayed(name, s.parameter)]
+        self._groups = [(decayed, config.weight_decay), (plain, 0.0)]
 
     def step(self, learning_rate: float) -> None:
-        """One update from the gradients that the parameters hold."""
-        for group in self._inner.param_groups:
-            group["lr"] = learning_rate
-        self._inner.step()
+        """One update from the gradients that the parameters hold; parameters without one are left alone."""
+        for states, weight_decay in self._groups:
+            with_gradient = [s for s in states if s.parameter.grad is not None]
+            if with_gradient:
+                self._step_group(with_gradient, learning_rate, weight_decay)
 
     def zero_grad(self) -> None:
-        self._inner.zero_grad(set_to_none=True)
+        for state in self._states.values():
+            state.parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Both moments of every parameter, as ``exp_avg.NAME`` and ``exp_avg_sq.NAME``; zeros before the first step."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            state = self._inner.state.get(parameter, {})
-            for moment in MOMENTS:
-                found[f"{moment}.{name}"] = state.get(moment, torch.zeros_like(parameter)).detach()
-        return found
+        return {
+            f"{moment}.{name}": getattr(state, moment) for name, state in self._states.items() for moment in MOMENTS
+        }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
         """Takes over moments after `step` updates.
@@ -53,17 +52,57 @@ class AdamW:
         Raises:
             DataError: ``data.wrong-optimizer``, names or shapes are not those of this model.
         """
-        wanted = {f"{m}.{n}": p.shape for n, p in self._parameters.items() for m in MOMENTS}
-        if wanted != {name: t.shape for name, t in tensors.items()}:
+        own = self.state_tensors()
+        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
             raise DataError(
                 "data.wrong-optimizer",
                 "the optimizer file does not belong to this model",
                 "use the optimizer blob that the weights' own manifest names",
             )
-        for name, parameter in self._parameters.items():
-            state = {m: tensors[f"{m}.{name}"].to(parameter.device, copy=True) for m in MOMENTS}
-            state["step"] = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
-            self._inner.state[parameter] = state
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        for state in self._states.values():
+            state.steps.fill_(float(step))
+
+    def _step_group(self, states: list[_State], learning_rate: float, weight_decay: float) -> None:
+        # The kernel of torch.optim.AdamW(fused=True), called directly: building that class imports the
+        # compiler, a second of every worker's start.
+        steps = [s.steps for s in states]
+        with torch.no_grad():
+            torch._foreach_add_(steps, 1.0)
+            torch._fused_adamw_(
+                [s.parameter for s in states],
+                [s.parameter.grad for s in states if s.parameter.grad is not None],
+                [s.exp_avg for s in states],
+                [s.exp_avg_sq for s in states],
+                [],
+                steps,
+                lr=learning_rate,
+                beta1=self._config.beta1,
+                beta2=self._config.beta2,
+                weight_decay=weight_decay,
+                eps=self._config.epsilon,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    parameter: nn.Parameter
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    steps: Tensor
+    """Updates done, a float32 scalar as the kernel wants it."""
+
+    @staticmethod
+    def fresh(parameter: nn.Parameter) -> _State:
+        return _State(
+            parameter=parameter,
+            exp_avg=torch.zeros_like(parameter, requires_grad=False),
+            exp_avg_sq=torch.zeros_like(parameter, requires_grad=False),
+            steps=torch.zeros((), dtype=torch.float32, device=parameter.device),
+        )
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
