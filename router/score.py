@@ -50,9 +50,14 @@ class Scorer:
         Raises:
             DataError: a blob is no tokenizer or no weights of the view's router model.
         """
+        import torch
         from tokenizers import Tokenizer
 
         from potluck.lm.score import StackedDecoders
+
+        # As in the serving child: matrices this small gain nothing from a second thread, and on a machine that
+        # trains too they wait for it (measured on two busy cores: 16 ms a decision with two threads, 1.5 with one).
+        torch.set_num_threads(1)
 
         try:
             tokenizer = Tokenizer.from_file(str(path_of(view.tokenizer)))
