@@ -98,6 +98,8 @@ def verdict(report: Mapping[str, Any]) -> dict[str, str]:
     if difference is None:
         return {"better": "none", "text": "no dense twin was trained, so there is nothing to compare with"}
     low, mean, high = difference["low"], difference["mean"], difference["high"]
+    if low is None or high is None:
+        return {"better": "undecided", "text": f"undecided: {mean:+.4f} nats a token, too little text for an interval"}
     interval = f"{mean:+.4f} nats a token, interval [{low:+.4f}, {high:+.4f}]"
     if high < 0:
         percent = 100 * (1 - math.exp(mean))

@@ -35,7 +35,8 @@ NUMBER = (int, float)
 _SIDE = {"nll_all": NUMBER, "nll_suffix": NUMBER, "perplexity_all": NUMBER, "perplexity_suffix": NUMBER}
 _PART = {f"{key}?": shape for key, shape in _SIDE.items()}
 """A source's share of the text may be so small that it has no target after the prefix."""
-_INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
+_INTERVAL = {"mean": NUMBER, "low?": NUMBER, "high?": NUMBER}
+"""Text of a single pack has a mean and no interval."""
 _DIFFERENCES = {"mixture_minus_dense?": _INTERVAL, "random_minus_dense?": _INTERVAL, "mixture_minus_random?": _INTERVAL}
 _PLANES = {"control": NUMBER, "corpus": NUMBER, "scores": NUMBER, "weights": NUMBER}
 

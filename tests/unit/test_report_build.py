@@ -78,6 +78,11 @@ def test_the_verdict_is_the_sign_of_the_interval(interval: tuple[float, float, f
     assert verdict({"mixture_minus_dense": {"low": low, "mean": mean, "high": high}})["better"] == better
 
 
+def test_a_single_pack_decides_nothing() -> None:
+    told = verdict({"mixture_minus_dense": {"low": None, "mean": -1.0, "high": None}})
+    assert told["better"] == "undecided"
+
+
 def test_a_perplexity_ratio_is_stated_for_whoever_is_better() -> None:
     text = verdict({"mixture_minus_dense": {"low": 0.1, "mean": math.log(2), "high": 0.9}})["text"]
     assert "50.0% lower perplexity" in text
