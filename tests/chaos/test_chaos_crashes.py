@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,30 @@ def test_a_coordinator_and_both_nodes_killed_in_one_run_change_nothing(
             cluster.start_node(node.name)
         assert outcome(cluster, run) == undisturbed
     assert sorted(deaths(crash_log)) == [place(commit), MID_STEP, MID_STEP]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6))
+def test_deaths_at_random_moments_change_nothing(
+    seed: int, job: Job, undisturbed: Outcome, tmp_path: Path, crash_log: Path
+) -> None:
+    rng = random.Random(seed)
+    moments = [rng.choice((f"{BEFORE_REPLY}:{rng.randint(4, 20)}", f"{MID_PUT}:{rng.randint(1, 6)}")) for _ in range(4)]
+    with Cluster(tmp_path / "c") as cluster:
+        first = cluster.start_coordinator()
+        cluster.start_node("a")
+        node = cluster.start_node("b", **dies_at(f"{MID_STEP}:{rng.randint(1, 9)}", crash_log))
+        cluster.put_corpus(job.files)
+        assert first.stop() == 0
+        coordinator = cluster.start_coordinator(**dies_at(moments[0], crash_log))
+        run = cluster.start_run(job.spec)
+        for following in moments[1:]:
+            wait_killed(coordinator)
+            coordinator = cluster.start_coordinator(**dies_at(following, crash_log))
+        wait_killed(coordinator)
+        cluster.start_coordinator()
+        if node.popen.poll() is not None:
+            cluster.start_node("b")
+        assert outcome(cluster, run) == undisturbed
+    happened = deaths(crash_log)
+    assert [name for name in happened if name != MID_STEP] == [place(moment) for moment in moments]
