@@ -1,0 +1,246 @@
+"""Bookkeeping of leases: who holds what since when, and whether each grant and each end is as promised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.core.effects import Answer, Denied, RenewAnswer, TaskGranted, TrainGranted
+from coordinator.core.events import (
+    HeartbeatReceived,
+    LeaseLapsed,
+    LeaseRenewed,
+    LeaseRequested,
+    LeaseReturned,
+    SessionClosed,
+    SessionOpened,
+)
+from coordinator.core.settings import CoreSettings
+from coordinator.core.values import LineageWanted
+from potluck.ids import Fence, LineageId, NodeId, TaskId
+from tests.simulation.check_plans import PlanBook
+from tests.simulation.check_results import ResultBook
+from tests.simulation.kernel import Kernel
+from tests.simulation.story import Violation
+
+Work = LineageId | TaskId
+
+
+@dataclass(kw_only=True)
+class Live:
+    node: NodeId
+    work: str
+    deadline_ms: int
+
+
+@dataclass(kw_only=True)
+class _Presence:
+    """What the hub has heard of a node since it started."""
+
+    boot_id: str
+    num_open: int = 0
+    heard_ms: int = 0
+    broken: bool = False
+    left: bool = False
+
+
+class LeaseBook:
+    def __init__(self, kernel: Kernel, settings: CoreSettings, plans: PlanBook, results: ResultBook) -> None:
+        self._kernel = kernel
+        self._settings = settings
+        self._plans = plans
+        self._results = results
+        self.live: dict[Fence, Live] = {}
+        self.grants: dict[str, int] = {}
+        self.early_ends: dict[str, int] = {}
+        """By work: leases that ended before it was done."""
+        self.num_lapses = 0
+        self.draining = False
+        self._last_fence = 0
+        self._presence: dict[NodeId, _Presence] = {}
+        self._boots: dict[NodeId, list[str]] = {}
+        self._late: dict[Fence, None] = {}
+
+    # --- grants ---------------------------------------------------------------------------------
+
+    def requested(self, event: LeaseRequested, answer: Answer) -> None:
+        """A request that is no repeat: what its node held has ended, whatever the answer is."""
+        boots = self._boots.setdefault(event.node, [])
+        if event.node in self._results.revoked:
+            if not isinstance(answer, Denied):
+                raise Violation("the-revoked-are-not-believed", f"{event.node} was answered {answer}")
+            return
+        if isinstance(answer, Denied):
+            self._kernel.mark(f"denied {answer.error_id}")
+            return
+        if event.boot_id in boots[:-1]:
+            raise Violation("old-processes-get-nothing", f"{event.node}, process {event.boot_id}: {answer}")
+        if event.boot_id not in boots:
+            boots.append(event.boot_id)
+        self.hear(event.node, event.now_ms)
+        for fence in [fence for fence, live in self.live.items() if live.node == event.node]:
+            self._kernel.mark("asked-anew-while-leased")
+            self.end(fence, early=True)
+        if isinstance(answer, TrainGranted | TaskGranted):
+            self._granted(event, answer)
+
+    def _granted(self, event: LeaseRequested, answer: TrainGranted | TaskGranted) -> None:
+        work = answer.lineage.id if isinstance(answer, TrainGranted) else answer.task.id
+        if answer.fence <= self._last_fence:
+            raise Violation("fences-grow", f"{answer.fence} after {self._last_fence}", work)
+        self._last_fence = answer.fence
+        if self.draining:
+            raise Violation("a-draining-hub-grants-nothing", f"fence {answer.fence}", work)
+        for fence, live in self.live.items():
+            if live.work == work:
+                raise Violation(
+                    "one-lease-a-work", f"{live.node} holds {fence}, {event.node} was given {answer.fence}", work
+                )
+        if isinstance(answer, TrainGranted):
+            self._check_lineage(answer, answer.lineage)
+        else:
+            self._check_task(answer)
+        if answer.term_ms != self._settings.lease_ms:
+            raise Violation("grants-say-the-term", f"{answer.term_ms}", work)
+        self.grants[work] = self.grants.get(work, 0) + 1
+        if self.grants[work] > 1 + self.early_ends.get(work, 0):
+            raise Violation("work-is-granted-once-an-end", f"{self.grants[work]} grants", work)
+        deadline_ms = event.now_ms + self._settings.lease_ms
+        self.live[answer.fence] = Live(node=event.node, work=work, deadline_ms=deadline_ms)
+
+    def _check_lineage(self, answer: TrainGranted, granted: LineageWanted) -> None:
+        wanted = self._plans.lineage(granted.id)
+        if wanted is None or wanted.recipe_json != granted.recipe_json:
+            raise Violation("only-wanted-work-is-granted", f"{granted.label}: a plan wants {wanted}", granted.id)
+        if not granted.segments_json == wanted.segments_json or answer.target_step != wanted.known_steps:
+            raise Violation("grants-are-up-to-date", f"{granted.label} to {answer.target_step}", granted.id)
+        head = self._results.head(granted.id)
+        if (answer.head_step, answer.head) != head or not answer.head_step < answer.target_step:
+            raise Violation("grants-begin-at-the-head", f"{answer.head_step}, the head is {head}", granted.id)
+
+    def _check_task(self, answer: TaskGranted) -> None:
+        wanted = self._plans.task(answer.task.id)
+        mine = (answer.task.kind, answer.task.params_json, answer.task.inputs)
+        label = answer.task.label
+        if wanted is None or (wanted.kind, wanted.params_json, wanted.inputs) != mine:
+            raise Violation("only-wanted-work-is-granted", f"{label}: a plan wants {wanted}", answer.task.id)
+        if answer.task.id in self._results.results:
+            raise Violation("done-work-is-not-granted", label, answer.task.id)
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def end(self, fence: Fence, *, early: bool) -> None:
+        live = self.live.pop(fence, None)
+        self._late.pop(fence, None)
+        if live is not None and early:
+            self.early_ends[live.work] = self.early_ends.get(live.work, 0) + 1
+
+    def ended_by(self, node: NodeId, fence: Fence, work: str) -> None:
+        """The holder itself has ended it, by an answer or by giving it back."""
+        live = self.live.get(fence)
+        if live is not None and live.node == node and work in ("", live.work):
+            self.end(fence, early=True)
+
+    def returned(self, event: LeaseReturned) -> None:
+        if event.fence in self.live:
+            self._kernel.mark("lease-returned-with-error" if event.error_id else "lease-returned")
+        self.ended_by(event.node, event.fence, "")
+
+    def end_of_work(self, work: str) -> None:
+        for fence in [fence for fence, live in self.live.items() if live.work == work]:
+            self._kernel.mark("done-by-another-than-the-holder")
+            self.end(fence, early=True)
+
+    def end_of_node(self, node: NodeId) -> None:
+        for fence in [fence for fence, live in self.live.items() if live.node == node]:
+            self.end(fence, early=True)
+        self._presence.pop(node, None)
+
+    def end_unwanted(self) -> None:
+        for fence, live in list(self.live.items()):
+            lineage, task = LineageId(live.work), TaskId(live.work)
+            if self._plans.lineage(lineage) is None and self._plans.task(task) is None:
+                self._kernel.mark("lease-of-unwanted-work")
+                self.end(fence, early=True)
+
+    def lapsed(self, event: LeaseLapsed) -> None:
+        live = self.live.get(event.fence)
+        if live is None:
+            return
+        self.num_lapses += 1
+        self._kernel.mark(f"lapsed {event.reason}")
+        seen = self._presence.get(live.node)
+        silent_ms = event.now_ms - seen.heard_ms if seen is not None and seen.num_open else 0
+        ok = {
+            "expired": event.now_ms >= live.deadline_ms,
+            "suspect": seen is not None and (seen.broken or silent_ms > self._settings.suspect_ms),
+            "left": seen is not None and seen.left,
+        }
+        if not ok.get(event.reason, False):
+            raise Violation(
+                "leases-lapse-for-a-reason",
+                f"fence {event.fence} of {live.node} lapsed as {event.reason} at {event.now_ms}; "
+                f"its deadline was {live.deadline_ms}, the node's presence {seen}",
+                live.work,
+            )
+        self.end(event.fence, early=True)
+
+    # --- signs of life --------------------------------------------------------------------------
+
+    def resumed(self, now_ms: int) -> None:
+        """Every lease has its whole term again; nobody has been heard yet."""
+        self.draining = False
+        self._presence.clear()
+        self._late.clear()
+        for live in self.live.values():
+            live.deadline_ms = now_ms + self._settings.lease_ms
+
+    def time_passed(self, now_ms: int) -> None:
+        """What was over at the tick before must have lapsed by now."""
+        for fence in self._late:
+            if fence in self.live:
+                raise Violation("leases-end-in-time", f"{fence}: {self.live[fence]} at {now_ms}", self.live[fence].work)
+        self._late = {fence: None for fence, live in self.live.items() if self._is_over(live, now_ms)}
+
+    def _is_over(self, live: Live, now_ms: int) -> bool:
+        seen = self._presence.get(live.node)
+        silent = seen is not None and seen.num_open > 0 and now_ms - seen.heard_ms > self._settings.suspect_ms
+        return now_ms >= live.deadline_ms or silent
+
+    def hear(self, node: NodeId, now_ms: int) -> None:
+        seen = self._presence.get(node)
+        if seen is not None:
+            seen.broken = seen.left = False
+            seen.heard_ms = now_ms
+
+    def beat(self, event: HeartbeatReceived) -> None:
+        self.hear(event.node, event.now_ms)
+        self._extend(event.node, event.fence, event.now_ms)
+
+    def renewed(self, event: LeaseRenewed, answer: Answer) -> None:
+        self.hear(event.node, event.now_ms)
+        extended = self._extend(event.node, event.fence, event.now_ms)
+        if not isinstance(answer, RenewAnswer) or answer.renewed != extended:
+            raise Violation("renewals-tell-the-truth", f"{event.node}, {event.fence}: {answer}, live: {extended}")
+
+    def _extend(self, node: NodeId, fence: Fence, now_ms: int) -> bool:
+        live = self.live.get(fence)
+        if live is None or live.node != node:
+            return False
+        live.deadline_ms = now_ms + self._settings.lease_ms
+        self._late.pop(fence, None)
+        return True
+
+    def session_opened(self, event: SessionOpened) -> None:
+        seen = self._presence.get(event.node)
+        if seen is None or seen.boot_id != event.boot_id or not seen.num_open:
+            seen = self._presence[event.node] = _Presence(boot_id=event.boot_id)
+        seen.num_open += 1
+        self.hear(event.node, event.now_ms)
+
+    def session_closed(self, event: SessionClosed) -> None:
+        seen = self._presence.get(event.node)
+        if seen is None or seen.boot_id != event.boot_id or not seen.num_open:
+            return
+        seen.num_open -= 1
+        if not seen.num_open:
+            seen.broken, seen.left = not event.orderly, event.orderly

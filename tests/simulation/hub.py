@@ -1,0 +1,282 @@
+"""The coordinator's process around the real machine, by the runtime's rule: journal first, then effects.
+
+A twin of `coordinator.runtime` and of the services before it, without a loop, sockets or files: events that
+wait are handled as one batch, its rows reach the journal together or not at all, and then answers and
+pushes leave. It can die before it handles, before it journals, and before the effects leave.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coordinator.core.effects import AdvancePlan, Answer, Effect, NoteDivergence, Push, Record, Reply
+from coordinator.core.events import (
+    CheckpointCommitted,
+    CoordinatorResumed,
+    DurableEvent,
+    Event,
+    SessionClosed,
+    SessionOpened,
+    TaskCompleted,
+    TimePassed,
+)
+from coordinator.core.machine import Machine
+from coordinator.core.state import durable_digest
+from coordinator.planning import evaluate_plan
+from coordinator.wire_events import decode_event, encode_event
+from potluck.ids import Digest, NodeId, RunId
+from tests.simulation.checkers import Checkers, Handled
+from tests.simulation.kernel import Kernel
+from tests.simulation.network import Stream
+from tests.simulation.process import Process
+from tests.simulation.snapshot import snapshot_of
+from tests.simulation.weather import Weather
+
+TICK_MS = 500
+CLOCK_STARTS_MS = 1_000_000
+"""Each process start has its own monotonic clock; they begin anywhere below this."""
+LOOK_EVERY = 16
+"""Batches between two looks of the checkers at the whole state."""
+
+Receive = Callable[[Answer], None]
+
+
+@dataclass(kw_only=True)
+class Submission:
+    event: Event
+    answered: Receive | None = None
+    reply: Answer | None = None
+
+
+@dataclass(kw_only=True)
+class Batch:
+    items: list[Submission]
+    rows: list[DurableEvent] = field(default_factory=list)
+    handled: list[Handled] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)
+
+
+class MemoryRows:
+    """The journal's twin: whole groups of rows, or nothing. Rows are read back as they were written."""
+
+    def __init__(self) -> None:
+        self.events: list[DurableEvent] = []
+
+    def append(self, events: list[DurableEvent]) -> None:
+        for event in events:
+            read = decode_event(encode_event(event))
+            assert read == event, f"a row says something else than its event: {event}"
+            self.events.append(read)
+
+
+class Hub(Process):
+    """`faults` are drawn by `chance` at each point; the world says when it may die."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        chance: random.Random,
+        weather: Weather,
+        checkers: Checkers,
+        on_death: Callable[[], None],
+    ) -> None:
+        super().__init__(kernel)
+        self._on_death = on_death
+        self._chance = chance
+        self._settings = weather.settings
+        self.points = dict(weather.points)
+        self._checkers = checkers
+        self.journal = MemoryRows()
+        self.store: set[Digest] = set()
+        self._held: set[Digest] = set()
+        self.machine = Machine(self._settings)
+        self.streams: dict[NodeId, Stream] = {}
+        self._waiting: deque[Submission] = deque()
+        self._busy = False
+        self._due: dict[RunId, None] = {}
+        self._in_flight: Batch | None = None
+        self._clock_ms = 0
+        self._num_batches = 0
+
+    @property
+    def now_ms(self) -> int:
+        return self.kernel.now_ms + self._clock_ms
+
+    @property
+    def is_quiet(self) -> bool:
+        """All that was handled has been journalled, and its effects have left."""
+        return self.runs and not self._busy and self._in_flight is None
+
+    # --- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.alive = True
+        self._clock_ms = self._chance.randrange(CLOCK_STARTS_MS)
+        self.machine = self._replayed(self.journal.events)
+        self._checkers.replayed(snapshot_of(self.machine.state))
+        self._waiting.clear()
+        self._due.clear()
+        self._busy, self._in_flight = False, None
+        self.submit(CoordinatorResumed(now_ms=self.now_ms, boot_id=f"hub-{self.life}"), None)
+        self.later(TICK_MS, self._tick)
+
+    def die(self, why: str) -> None:
+        """All but the journal and the store is gone."""
+        self.kernel.mark(why)
+        lost = self._in_flight.rows if self._in_flight is not None else []
+        if lost:
+            self.kernel.mark("rows-lost")
+        self.compare_replay(lost)
+        self.end_life()
+        self._checkers.hub_died()
+        self._waiting.clear()
+        for stream in self.streams.values():
+            stream.open_at_hub = False
+        self.streams.clear()
+        self._on_death()
+
+    def compare_replay(self, lost: list[DurableEvent]) -> None:
+        """Rows alone, in a new machine, must give the durable state that this one has."""
+        replayed = self._replayed([*self.journal.events, *lost])
+        self._checkers.compare_replay(durable_digest(self.machine.durable), durable_digest(replayed.durable))
+
+    def _replayed(self, events: list[DurableEvent]) -> Machine:
+        machine = Machine(self._settings)
+        for event in events:
+            machine.handle(event)
+        return machine
+
+    def _tick(self) -> None:
+        self.submit(TimePassed(now_ms=self.now_ms), None)
+        self.later(TICK_MS, self._tick)
+
+    # --- the service ----------------------------------------------------------------------------
+
+    def submit(self, event: Event, answered: Receive | None) -> None:
+        self._waiting.append(Submission(event=event, answered=answered))
+        if not self._busy:
+            self._busy = True
+            self.later(0, self._take)
+
+    def missing(self, digests: tuple[Digest, ...]) -> tuple[Digest, ...]:
+        """What the store lacks: of what no accepted result names, a blob may be gone again. The others are held."""
+        loose = [digest for digest in digests if digest not in self._held]
+        if loose and self._hits("blob-vanishes"):
+            self.store.discard(self._chance.choice(loose))
+        missing = tuple(digest for digest in digests if digest not in self.store)
+        if not missing:
+            self._held.update(digests)
+        return missing
+
+    def open_session(self, stream: Stream, opened: Callable[[int], SessionOpened]) -> None:
+        event = opened(self.now_ms)
+        older = self.streams.get(stream.node)
+        self.streams[stream.node] = stream
+        stream.open_at_hub, stream.boot_id = True, event.boot_id
+        self.submit(event, None)
+        if older is not None:
+            self._close(older, orderly=False)
+
+    def close_session(self, stream: Stream, *, orderly: bool) -> None:
+        """An end, however it is noticed; once a stream."""
+        if not stream.open_at_hub:
+            return
+        if self.streams.get(stream.node) is stream:
+            del self.streams[stream.node]
+        self._close(stream, orderly=orderly)
+
+    def _close(self, stream: Stream, *, orderly: bool) -> None:
+        stream.open_at_hub = False
+        closed = SessionClosed(now_ms=self.now_ms, node=stream.node, boot_id=stream.boot_id, orderly=orderly)
+        self.submit(closed, None)
+
+    # --- one batch ------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        batch = Batch(items=list(self._waiting))
+        carries_work = any(isinstance(i.event, CheckpointCommitted | TaskCompleted) for i in batch.items)
+        if carries_work and self._dies("hub-dies-before-handling"):
+            return
+        self._waiting.clear()
+        self._in_flight = batch
+        for item in batch.items:
+            self._handle(batch, item.event, item)
+        due, self._due = self._due, {}
+        for run in due:
+            advanced = evaluate_plan(self.machine, run, self.now_ms)
+            if self.machine.is_news(advanced):
+                self._handle(batch, advanced, None)
+        if batch.rows and (self._dies("hub-dies-before-journalling") or self._dies("journal-full")):
+            return
+        self.later(self._chance.uniform(1, 15) if batch.rows else 0, lambda: self._journalled(batch))
+
+    def _handle(self, batch: Batch, event: Event, asked: Submission | None) -> None:
+        events = deque([event])
+        while events:
+            current = events.popleft()
+            effects = self.machine.handle(current)
+            answers = [effect.answer for effect in effects if isinstance(effect, Reply)]
+            batch.handled.append(Handled(event=current, answer=answers[0] if answers else None))
+            if isinstance(current, DurableEvent):
+                batch.rows.append(current)
+            for effect in effects:
+                self._sort(batch, effect, events, asked)
+
+    def _sort(self, batch: Batch, effect: Effect, events: deque[Event], asked: Submission | None) -> None:
+        match effect:
+            case Reply(answer=answer):
+                if asked is not None:
+                    asked.reply = answer
+            case Record(event=fact):
+                events.append(fact)
+            case AdvancePlan(run=run):
+                self._due[run] = None
+            case NoteDivergence():
+                self.kernel.mark("divergence-noted")
+            case _:
+                batch.pushes.append(effect)
+
+    def _journalled(self, batch: Batch) -> None:
+        self.journal.append(batch.rows)
+        self._in_flight = None
+        for handled in batch.handled:
+            self._checkers.handled(handled)
+        self._num_batches += 1
+        if self._num_batches % LOOK_EVERY == 0:
+            self._checkers.look(snapshot_of(self.machine.state))
+        if batch.rows and self._dies("hub-dies-before-effects-leave"):
+            return
+        life = self.life
+        for item in batch.items:
+            if item.answered is not None:
+                assert item.reply is not None, f"{type(item.event).__name__} got no answer"
+                item.answered(item.reply)
+        for push in batch.pushes:
+            self._checkers.pushed(push)
+            self._deliver(push)
+        assert life == self.life, "nothing that leaves may end the hub"
+        self._busy = bool(self._waiting) or bool(self._due)
+        if self._busy:
+            self.later(0, self._take)
+
+    def _deliver(self, push: Push) -> None:
+        stream = self.streams.get(push.node)
+        if stream is not None:
+            stream.push(push)
+
+    def _dies(self, point: str) -> bool:
+        if not self._hits(point):
+            return False
+        self.die(point)
+        return True
+
+    def _hits(self, point: str) -> bool:
+        rate = self.points.get(point)
+        if rate is None or self._chance.random() >= rate:
+            return False
+        if point == "blob-vanishes":
+            self.kernel.mark(point)
+        return True

@@ -1,0 +1,159 @@
+"""Faults from outside, aimed: a fault that strikes an idle node tests nothing, so those that hold work go first."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from coordinator.core import events as hear
+from tests.simulation.network import HUB
+from tests.simulation.node import Node
+from tests.simulation.weather import STRIKES
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+LEFT_TO_WORK = 1
+"""Nodes that are never revoked."""
+
+
+class Strikes:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._kernel = world.kernel
+        self._chance = world.chance
+        self._weather = world.weather
+
+    def begin(self) -> None:
+        if self._weather.strikes:
+            self._kernel.after(self._pause_ms(), self._strike)
+
+    def _pause_ms(self) -> float:
+        return self._chance.expovariate(1 / self._weather.strike_every_ms)
+
+    def _strike(self) -> None:
+        if self._world.healed:
+            return
+        kind = self._chance.choice(self._weather.strikes)
+        assert kind in STRIKES, kind
+        getattr(self, f"_{kind.replace('-', '_')}")()
+        self._kernel.after(self._pause_ms(), self._strike)
+
+    # --- on whom ------------------------------------------------------------------------------
+
+    def _victim(self) -> Node | None:
+        """A node that holds a lease or an unconfirmed result, if there is one; else any that runs."""
+        up = [node for node in self._world.nodes if node.runs]
+        busy = [node for node in up if node.machine.fence or node.disk.entries]
+        return self._chance.choice(busy or up) if up else None
+
+    def _for_ms(self) -> float:
+        """A hiccup, longer than a suspicion, longer than a lease."""
+        return self._chance.choice((300, 2_000, 7_000, 15_000, 45_000))
+
+    # --- nodes --------------------------------------------------------------------------------
+
+    def _crash_node(self) -> None:
+        node = self._victim()
+        if node is not None:
+            node.crash("crash-node, holding a lease" if node.machine.fence else "crash-node, idle")
+
+    def _freeze_node(self) -> None:
+        node = self._victim()
+        if node is not None:
+            self._kernel.mark("freeze-node")
+            node.freeze(self._for_ms())
+
+    def _slow_node(self) -> None:
+        node = self._victim()
+        if node is not None:
+            self._kernel.mark("slow-node")
+            node.slowness = self._chance.choice((1.0, 4.0, 20.0))
+
+    def _leave_node(self) -> None:
+        node = self._victim()
+        if node is not None:
+            self._kernel.mark("leave-node")
+            node.stop()
+
+    def _revoke_node(self) -> None:
+        node = self._victim()
+        trusted = [node for node in self._world.nodes if not node.revoked]
+        if node is None or node.revoked or len(trusted) <= LEFT_TO_WORK or self._chance.random() < 0.7:
+            return
+        self._kernel.mark("revoke-node")
+        node.revoked = True
+        name = node.name
+        self._world.admin(lambda now_ms: hear.PeerRevoked(now_ms=now_ms, node=name))
+
+    # --- links --------------------------------------------------------------------------------
+
+    def _isolate_both(self) -> None:
+        self._cut(self._some(1), up=True, down=True, kind="isolate-both")
+
+    def _isolate_node(self) -> None:
+        """For long: beyond every lease."""
+        self._cut(self._some(1), up=True, down=True, kind="isolate-node", for_ms=self._chance.uniform(20_000, 60_000))
+
+    def _cut_up(self) -> None:
+        self._cut(self._some(1), up=True, down=False, kind="cut-up")
+
+    def _cut_down(self) -> None:
+        self._cut(self._some(1), up=False, down=True, kind="cut-down")
+
+    def _partition(self) -> None:
+        """A random half of the nodes."""
+        self._cut(self._some(max(1, len(self._world.nodes) // 2)), up=True, down=True, kind="partition")
+
+    def _some(self, count: int) -> list[Node]:
+        victim = self._victim()
+        others = [node for node in self._world.nodes if node is not victim]
+        return ([victim] if victim is not None else []) + self._chance.sample(others, min(count - 1, len(others)))
+
+    def _cut(self, nodes: list[Node], *, up: bool, down: bool, kind: str, for_ms: float | None = None) -> None:
+        links = [(node.name, HUB) for node in nodes if up] + [(HUB, node.name) for node in nodes if down]
+        if not links:
+            return
+        self._kernel.mark(kind)
+        for_ms = for_ms or self._for_ms()
+        for link in links:
+            self._world.network.cut(*link)
+            self._kernel.after(for_ms, partial(self._world.network.mend, *link))
+
+    def _break_session(self) -> None:
+        """A connection is reset: both ends know at once, both processes live on."""
+        node = self._victim()
+        if node is not None and node.stream is not None and node.stream.open_at_node:
+            self._kernel.mark("break-session")
+            self._world.break_stream(node.stream, node)
+
+    # --- the hub --------------------------------------------------------------------------------
+
+    def _crash_hub(self) -> None:
+        if self._world.hub.alive:
+            self._world.hub.die("crash-hub")
+
+    def _freeze_hub(self) -> None:
+        if self._world.hub.runs:
+            self._kernel.mark("freeze-hub")
+            self._world.hub.freeze(self._for_ms())
+
+    def _drain_hub(self) -> None:
+        """Stops in good order: drained for a while, then gone, then back."""
+        hub = self._world.hub
+        if not hub.runs:
+            return
+        self._kernel.mark("drain-hub")
+        hub.submit(hear.DrainRequested(now_ms=hub.now_ms), lambda answer: None)
+        life = hub.life
+        self._kernel.after(self._for_ms(), lambda: hub.enter(life, lambda: hub.die("hub-stopped-after-drain")))
+
+    def _cancel_run(self) -> None:
+        """And takes it up again a while later."""
+        run = next(iter(self._world.specs))
+        book = self._world.checkers.plans.runs.get(run)
+        if book is None or book.state != "running" or self._chance.random() < 0.5:
+            return
+        self._kernel.mark("cancel-run")
+        self._world.admin(lambda now_ms: hear.RunCancelled(now_ms=now_ms, run=run))
+        self._kernel.after(self._for_ms(), lambda: self._world.submit(run))

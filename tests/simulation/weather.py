@@ -1,0 +1,108 @@
+"""What a seed does to its world: which faults there are, how often, in which settings.
+
+Each world has only some of the faults (a world with all of them at once spends its time recovering,
+and never comes to the states that lie deep); every twentieth has none, and must then waste nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from coordinator.core.settings import CoreSettings
+
+CALM_EVERY = 20
+
+STRIKES: tuple[str, ...] = (
+    "crash-node",
+    "freeze-node",
+    "freeze-hub",
+    "slow-node",
+    "isolate-node",
+    "isolate-both",
+    "cut-up",
+    "cut-down",
+    "partition",
+    "crash-hub",
+    "leave-node",
+    "drain-hub",
+    "cancel-run",
+    "break-session",
+    "revoke-node",
+)
+"""Faults that come from outside, aimed at who holds work."""
+
+POINTS: tuple[str, ...] = (
+    "hub-dies-before-handling",
+    "hub-dies-before-journalling",
+    "hub-dies-before-effects-leave",
+    "journal-full",
+    "node-dies-with-new-grant",
+    "node-dies-with-entry-untold",
+    "node-dies-before-drop",
+    "worker-fails",
+    "inputs-fail",
+    "blob-vanishes",
+    "put-refused",
+    "diverges",
+    "other-bits",
+)
+"""Faults that lie at a point of the logic, by chance each time it is passed."""
+
+PACKETS: tuple[str, ...] = ("lose", "duplicate", "delay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weather:
+    seed: int
+    calm: bool
+    num_nodes: int
+    variant: int
+    two_runs: bool
+    settings: CoreSettings
+    packets: dict[str, float]
+    """Probability by kind, for each packet."""
+    points: dict[str, float]
+    """Probability by point, each time it is passed."""
+    strikes: tuple[str, ...]
+    strike_every_ms: int
+    storm_ms: int
+    """How long the safety phase lasts."""
+
+
+def weather_of(seed: int) -> Weather:
+    chance = random.Random(seed * 7919 + 1)
+    calm = seed % CALM_EVERY == 0
+    lease_ms = chance.choice((6_000, 12_000, 30_000))
+    strikes = tuple(kind for kind in STRIKES if chance.random() < 0.5) or ("crash-node",)
+    packets = {kind: chance.choice((0.02, 0.05, 0.15)) for kind in PACKETS if chance.random() < 0.6}
+    points = {kind: _rate(kind, chance) for kind in POINTS if chance.random() < _share(kind)}
+    return Weather(
+        seed=seed,
+        calm=calm,
+        num_nodes=chance.randint(2, 4),
+        variant=chance.randrange(4),
+        two_runs=chance.random() < 0.15,
+        settings=CoreSettings(
+            lease_ms=lease_ms,
+            renew_ms=lease_ms // 3,
+            suspect_ms=chance.choice((3_000, 5_000)),
+            overdue_ms=chance.choice((8_000, 60_000)),
+        ),
+        packets={} if calm else packets,
+        points={} if calm else points,
+        strikes=() if calm else strikes,
+        strike_every_ms=chance.choice((1_500, 3_000, 6_000)),
+        storm_ms=chance.choice((20_000, 40_000, 60_000)),
+    )
+
+
+def _share(kind: str) -> float:
+    """Part of the worlds that have a point: those that change results would blunt the oracle in most."""
+    return 0.15 if kind in ("diverges", "other-bits") else 0.5
+
+
+def _rate(kind: str, chance: random.Random) -> float:
+    if kind.startswith(("hub", "journal")):
+        return chance.choice((0.005, 0.02, 0.04))
+    return chance.choice((0.02, 0.06, 0.12))

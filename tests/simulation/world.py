@@ -1,0 +1,277 @@
+"""One seeded world: a hub, a few nodes, a storm of faults, and then good weather in which the runs must finish."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from coordinator.core import events as hear
+from coordinator.core.events import Event
+from potluck.ids import Digest, RunId
+from potluck.spec import RunSpec
+from tests.simulation import fake
+from tests.simulation.checkers import Checkers
+from tests.simulation.hub import Hub
+from tests.simulation.kernel import Kernel
+from tests.simulation.network import HUB, Network, Stream
+from tests.simulation.node import Node
+from tests.simulation.oracle import Undisturbed, undisturbed
+from tests.simulation.snapshot import snapshot_of
+from tests.simulation.story import Violation
+from tests.simulation.strikes import Strikes
+from tests.simulation.weather import weather_of
+
+SUPERVISE_MS = 500
+LIVENESS_MS = 240_000
+"""Simulated time that a healed world has for the rest of its runs; undisturbed they take a quarter of it."""
+SETTLE_MS = 60_000
+"""And then for nodes to deliver or drop what is left."""
+ADMIN_AGAIN_MS = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    seed: int
+    marks: Counter[str]
+    violation: Violation | None
+    story: str
+    finished_ms: int
+
+    @property
+    def check(self) -> str:
+        return self.violation.check if self.violation is not None else ""
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.weather = weather_of(seed)
+        self.kernel = Kernel()
+        self.chance = random.Random(seed)
+        self.checkers = Checkers(self.kernel, self.weather.settings)
+        self.network = Network(self.kernel, self.chance, self.weather)
+        self.hub = Hub(self.kernel, self.chance, self.weather, self.checkers, self._hub_died)
+        self.healed = False
+        self._failures_left: dict[str, int] = {}
+        self.nodes = [self._node(f"node-{index}") for index in range(self.weather.num_nodes)]
+        first = fake.small_spec(self.weather.variant)
+        self.specs = {first.id: first}
+        self.strikes = Strikes(self)
+        self._requests = 0
+
+    # --- phases ---------------------------------------------------------------------------------
+
+    def live(self) -> int:
+        """Runs the world to its end; returns the simulated time at which its runs had finished.
+
+        Raises:
+            Violation: of the check that saw it.
+        """
+        self.hub.start()
+        self._enrol()
+        self.submit(next(iter(self.specs)))
+        for node in self.nodes:
+            self.kernel.after(self.chance.uniform(0, 2_000), node.start)
+        self.kernel.after(SUPERVISE_MS, self._supervise)
+        if self.weather.two_runs:
+            self.kernel.after(self.chance.uniform(2_000, self.weather.storm_ms / 2), self._submit_another)
+        self.strikes.begin()
+        self.kernel.run(self.weather.storm_ms, self._all_finished)
+        self._heal()
+        limit_ms = self.kernel.now_ms + LIVENESS_MS
+        if not self.kernel.run(limit_ms, self._all_finished):
+            raise Violation("runs-finish", f"not after {LIVENESS_MS} ms of good weather: {self._where_it_hangs()}")
+        finished_ms = self.kernel.now_ms
+        if not self.kernel.run(finished_ms + SETTLE_MS, self._is_settled):
+            raise Violation("worlds-settle", self._where_it_hangs())
+        self.kernel.run(self.kernel.now_ms + SETTLE_MS // 10, lambda: False)  # what is on its way arrives
+        self.kernel.run(self.kernel.now_ms + SETTLE_MS, lambda: self.hub.is_quiet)
+        self._last_checks()
+        return finished_ms
+
+    def _heal(self) -> None:
+        self.healed = True
+        self.network.heal()
+        self.hub.points.clear()
+        for process in (self.hub, *self.nodes):
+            while process.frozen:
+                process.thaw()
+        for node in self.nodes:
+            node.points.clear()
+            node.slowness = 1.0
+        for run in self.specs:
+            self.submit(run)
+
+    def _last_checks(self) -> None:
+        self.checkers.look(snapshot_of(self.hub.machine.state))
+        self.hub.compare_replay([])
+        book = self.checkers.results
+        for run, spec in self.specs.items():
+            odd = book.odd_results or book.odd_links
+            oracle = undisturbed(spec, book.odd_results, book.odd_links) if odd else _oracle(spec)
+            self.checkers.ended(run, oracle)
+            live = [node.name for node in self.nodes if node.alive]
+            self.checkers.served(run, oracle.slots, live, self.weather.settings.serve_replicas)
+        if self.weather.calm:
+            totals = {one: chain[-1].end_step for one, chain in oracle.chains.items()}
+            self.checkers.calm(totals)
+
+    # --- who is there -----------------------------------------------------------------------------
+
+    def _node(self, name: str) -> Node:
+        node = Node(
+            name,
+            kernel=self.kernel,
+            network=self.network,
+            hub=self.hub,
+            chance=self.chance,
+            points=dict(self.weather.points),
+            checkers=self.checkers,
+            failures_left=self._failures_left,
+        )
+        node.on_end = self._node_ended
+        return node
+
+    def _node_ended(self, node: Node) -> None:
+        if not node.revoked:
+            self.kernel.after(self._downtime_ms(), lambda: self._start(node))
+
+    def _hub_died(self) -> None:
+        self.kernel.after(self._downtime_ms(), lambda: self._start(self.hub))
+
+    def _start(self, process: Hub | Node) -> None:
+        if not process.alive and not getattr(process, "revoked", False):
+            process.start()
+
+    def _downtime_ms(self) -> float:
+        """Mostly short; sometimes longer than any lease."""
+        if self.healed:
+            return 500
+        return self.chance.choice((200, 1_000, 3_000, 8_000, 40_000))
+
+    def _supervise(self) -> None:
+        """Streams whose other end is gone: at once if the way is free, else after the keep-alive."""
+        for stream in list(self.network.streams):
+            node = next(node for node in self.nodes if node.name == stream.node)
+            node_is_there = node.stream is stream and node.alive and stream.open_at_node
+            way = self.network.passes_both(node.name, HUB)
+            whole = node_is_there and stream.open_at_hub
+            young = self.kernel.now_ms - stream.opened_ms < 2 * SUPERVISE_MS
+            if (whole or young) and way and self.hub.runs and node.runs:
+                stream.stalled_ms = 0
+                continue
+            stream.stalled_ms += SUPERVISE_MS
+            gone = not whole and not young and way and self.hub.runs == self.hub.alive and node.runs == node.alive
+            if gone or stream.stalled_ms >= stream.keepalive_ms:
+                self.break_stream(stream, node)
+        self.kernel.after(SUPERVISE_MS, self._supervise)
+
+    def break_stream(self, stream: Stream, node: Node) -> None:
+        self.kernel.mark("stream-broke")
+        self.hub.enter(self.hub.life, lambda: self.hub.close_session(stream, orderly=False))
+        node.enter(node.life, lambda: node.broken(stream))
+        stream.forget()
+
+    # --- people -----------------------------------------------------------------------------------
+
+    def _enrol(self) -> None:
+        for node in self.nodes:
+            token = Digest(f"token of {node.name}")
+            self.admin(lambda now, t=token: hear.InviteIssued(  # type: ignore[misc]
+                now_ms=now, token_digest=t, role="node", expires_unix_ms=1
+            ))  # fmt: skip
+            self.admin(lambda now, n=node.name, t=token: hear.PeerEnrolled(  # type: ignore[misc]
+                now_ms=now, node=n, role="node", name=n, curve_public_key=n, token_digest=t
+            ))  # fmt: skip
+
+    def submit(self, run: RunId) -> None:
+        self._requests += 1
+        spec_json = self.specs[run].to_json()
+        request_id = f"request-{self._requests}"
+        self.admin(
+            lambda now_ms: hear.RunSubmitted(
+                now_ms=now_ms,
+                unix_ms=now_ms,
+                request_id=request_id,
+                run=run,
+                spec_json=spec_json,
+                corpus_json=fake.CORPUS.to_json(),
+                name="simulated",
+                priority=0,
+            )
+        )
+
+    def _submit_another(self) -> None:
+        """A run that shares all lineages and most tasks with the first."""
+        self.kernel.mark("second-run")
+        another = fake.small_spec(self.weather.variant, bootstrap_samples=300)
+        self.specs[another.id] = another
+        self.submit(another.id)
+
+    def admin(self, event: Callable[[int], Event]) -> None:
+        """A person's call, repeated until it is answered."""
+        answers: list[object] = []
+
+        def attempt() -> None:
+            if answers:
+                return
+            if self.hub.runs:
+                self.hub.submit(event(self.hub.now_ms), answers.append)
+            self.kernel.after(ADMIN_AGAIN_MS, attempt)
+
+        attempt()
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def _all_finished(self) -> bool:
+        runs = self.checkers.plans.runs
+        return all(run in runs and runs[run].state == "finished" for run in self.specs)
+
+    def _is_settled(self) -> bool:
+        if not self.hub.is_quiet or self.checkers.leases.live:
+            return False
+        up = [node for node in self.nodes if not node.revoked]
+        return all(n.alive and n.machine.session_up and not n.disk.entries and not n.machine.fence for n in up) and (
+            all(n.name in self.checkers.nodes.serves for n in up)
+        )
+
+    def _where_it_hangs(self) -> str:
+        nodes = [
+            f"{n.name}: alive {n.alive}, up {n.alive and n.machine.session_up}, "
+            f"{type(n.machine.work).__name__ if n.alive else ''} with {len(n.disk.entries)} entries"
+            for n in self.nodes
+        ]
+        stages = [f"{book.state}" for book in self.checkers.plans.runs.values()]
+        return f"hub {self.hub.alive}; runs {stages}; leases {self.checkers.leases.live}; {'; '.join(nodes)}"
+
+
+@cache
+def _oracle(spec: RunSpec) -> Undisturbed:
+    return undisturbed(spec)
+
+
+def run_world(seed: int) -> Outcome:
+    """Never raises: a violation, or an exception of the product, is the outcome."""
+    world = World(seed)
+    violation: Violation | None = None
+    finished_ms = 0
+    try:
+        finished_ms = world.live()
+    except Violation as found:
+        violation = found
+    except Exception as error:
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        at = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else "?"
+        violation = Violation("nothing-raises", f"{type(error).__name__}: {error} at {at}")
+        violation.__cause__ = error
+    return Outcome(
+        seed=seed,
+        marks=world.kernel.marks,
+        violation=violation,
+        story=world.checkers.story.told(violation.work) if violation is not None else "",
+        finished_ms=finished_ms,
+    )
