@@ -96,7 +96,8 @@ def on_plan_advanced(state: State, event: PlanAdvanced) -> list[Effect]:
 
 def plan_digest(event: PlanAdvanced) -> Digest:
     """Of all that a plan wants, whenever it said so: an equal digest again is no news."""
-    return digest_json({**to_mapping(event), "outcome": repr(event.outcome), "now_ms": 0})
+    outcome = [type(event.outcome).__name__, to_mapping(event.outcome)]  # not its repr: a row forgets the order of keys
+    return digest_json({**to_mapping(event), "outcome": outcome, "now_ms": 0})
 
 
 def end_run(state: State, run: Run, status: RunStatus, now_ms: int) -> list[Effect]:

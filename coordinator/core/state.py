@@ -297,12 +297,15 @@ def durable_digest(durable: DurableState) -> Digest:
     return digest_bytes(durable_json(durable).encode())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, ordered: bool = True) -> Any:
+    """`ordered`: the order of a mapping's keys is part of the state, as it is outside of frozen values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        inside = not value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        fields = {f.name: _plain(getattr(value, f.name), inside) for f in dataclasses.fields(value)}
         return {"": type(value).__name__, **fields}
     if isinstance(value, Mapping):
-        return [[key, _plain(item)] for key, item in value.items()]
+        items = value.items() if ordered else sorted(value.items())
+        return [[key, _plain(item, ordered)] for key, item in items]
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, ordered) for item in value]
     return value
