@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from potluck.client import RouterClient, Scored
@@ -159,6 +160,7 @@ def test_routing_alone_decides_as_the_columns_do(service: Service) -> None:
 
 
 def test_greedy_text_is_the_published_weights_token_by_token(service: Service) -> None:
+    torch.set_num_threads(service.spec.profile.threads)
     models = [service.model(e) for e in range(service.spec.experts.num)]
     with service.client as client:
         for row in service.rows()[: 7 * NUM_PROMPTS : 7]:
@@ -191,3 +193,17 @@ def test_the_service_goes_on_with_the_nodes_that_are_left_and_comes_back_with_a_
         for row, before in sample:
             again = client.score(row)
             assert (again.expert, again.weights, again.log_probs) == (before.expert, before.weights, before.log_probs)
+
+
+def test_a_router_that_was_killed_serves_again_from_another_address(service: Service, scored: list[Scored]) -> None:
+    (router,) = [daemon for daemon in service.cluster.daemons if daemon.name == "r"]
+    router.kill()
+    again = service.cluster.start_router("r")
+    assert again.ready["node_id"] == router.ready["node_id"]
+    moved = replace(service, address=str(again.ready["address"]))
+    # Its views are on its disk; the nodes hear of the new address from the coordinator.
+    moved.wait_health(SERVING)
+    with moved.client as client:
+        for row, before in list(zip(service.rows(), scored, strict=True))[:20]:
+            now = client.score(row)
+            assert (now.expert, now.weights, now.log_probs) == (before.expert, before.weights, before.log_probs)
