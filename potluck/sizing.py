@@ -16,7 +16,18 @@ from potluck.lm.config import PRESETS
 from potluck.lm.flops import forward_flops, train_flops
 from potluck.lm.memory import predict_training_bytes
 from potluck.recipe import commit_interval
-from potluck.spec import ControlSpec, DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.searches import search_for
+from potluck.spec import (
+    ControlSpec,
+    DenseSpec,
+    EvalSpec,
+    ExpertSpec,
+    ModelShape,
+    RouterSpec,
+    RunSpec,
+    SearchSpec,
+    TextSpec,
+)
 
 TOKENS_PER_PARAMETER = 20.0
 SAFETY = 0.75
@@ -29,7 +40,25 @@ SECONDS_PER_CHUNK = 1.0
 BASE_TOKENS = 65_536
 """Tokens per expert on the lowest rung."""
 NUM_RUNGS = 29
-EXPERT_PRESETS = ("0.05M", "0.08M", "0.11M", "0.16M", "0.35M", "0.9M", "2.5M", "6M", "14M", "30M", "60M", "100M")
+CHUNK_GRAIN_ROWS = 64
+"""An expert's rows of a chunk are a multiple of this: every batch size of a search divides it."""
+SMALL_ROUTER_BELOW = "0.08M"
+"""Experts smaller than this preset get the smaller router, or routing would cost a third of the run."""
+EXPERT_PRESETS = (
+    "0.04M",
+    "0.05M",
+    "0.08M",
+    "0.11M",
+    "0.16M",
+    "0.35M",
+    "0.9M",
+    "2.5M",
+    "6M",
+    "14M",
+    "30M",
+    "60M",
+    "100M",
+)
 HELD_OUT_SHARE = 0.05
 """Test text as a share of training text."""
 EPOCH_MARGIN = 0.95
@@ -118,25 +147,31 @@ def ladder() -> list[Rung]:
 
 
 def spec_of(rung: Rung, *, seed: int = 0) -> RunSpec:
-    """The spec of a rung, its corpus not known yet."""
-    experts = ExpertSpec(model=ModelShape(preset=rung.preset).resolved("experts.model"))
+    """The spec of a rung, its corpus not known yet; batch and learning rates as the search nearest to it found them."""
+    found = search_for(rung.index)
+    experts = ExpertSpec(
+        model=ModelShape(preset=rung.preset).resolved("experts.model"),
+        batch_size=found.expert_batch,
+        learning_rate=found.expert_learning_rate,
+    )
     text = TextSpec()
-    rows = rung.tokens_per_expert * experts.num // text.sequence_length
-    grain = experts.num * experts.batch_size
-    chunk = max(grain, rows // experts.chunks // grain * grain)
+    rows = rung.tokens_per_expert // text.sequence_length
+    chunk = max(1, rows // experts.chunks // CHUNK_GRAIN_ROWS) * CHUNK_GRAIN_ROWS * experts.num
+    small = EXPERT_PRESETS.index(rung.preset) < EXPERT_PRESETS.index(SMALL_ROUTER_BELOW)
     return RunSpec(
         corpus=UNKNOWN_CORPUS,
         seed=seed,
         text=text,
         routers=RouterSpec(
-            model=ModelShape(preset="router-24").resolved("routers.model"),
+            model=ModelShape(preset="router-16" if small else "router-24").resolved("routers.model"),
             rounds=rung.rounds,
             chunk_sequences=rung.round_sequences,
+            score_batch=64,
         ),
         experts=replace(experts, chunk_sequences=chunk),
-        # A pilot's strongest dense schedule: as many rows a step as an expert, and so E times the steps.
-        dense=DenseSpec(batch_size=experts.batch_size),
+        dense=DenseSpec(batch_size=found.dense_batch, learning_rate=found.dense_learning_rate),
         controls=ControlSpec(random_split="one"),
+        search=SearchSpec(mode="recorded", table=found.table),
         evaluation=EvalSpec(),
     )
 

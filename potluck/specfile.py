@@ -11,8 +11,8 @@ from potluck.config import to_mapping
 from potluck.spec import RunSpec
 
 CALL_PREFIX = "# call: "
-KEPT_OUT = ("corpus", "search", "spec_version")
-"""The digest comes from the data; the other two say nothing beyond their defaults here."""
+KEPT_OUT = ("corpus", "spec_version")
+"""The digest comes from the data; the version is this release's."""
 
 
 def spec_text(spec: RunSpec, *, data: str, name: str, call: Mapping[str, Any], remarks: list[str]) -> str:
@@ -34,7 +34,7 @@ def same_call(path: Path, call: Mapping[str, Any]) -> bool:
 def _table(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    lines = [f"{key} = {_scalar(value)}" for key, value in plain.items() if value not in ("", None)]
+    lines = [f"{key} = {_scalar(value)}" for key, value in plain.items() if value not in ("", None, [])]
     for key, value in nested.items():
         inner = _table(value, (*path, key))
         if inner:

@@ -52,6 +52,7 @@ def _preset(hidden: int, layers: int, heads: int) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "router-16": _preset(16, 2, 2),
     "router-24": _preset(24, 2, 2),
     "router-48": _preset(48, 4, 4),
     "router-96": _preset(96, 12, 12),
