@@ -35,8 +35,8 @@ SEARCHES = (
         table="benchmarks/search/default.json",
         expert_batch=16,
         expert_learning_rate=1.2e-2,
-        dense_batch=32,
-        dense_learning_rate=1.2e-2,
+        dense_batch=16,
+        dense_learning_rate=6e-3,
     ),
 )
 
