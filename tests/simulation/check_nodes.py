@@ -16,6 +16,8 @@ class NodeBook:
         """Steps by lineage, those done twice counted twice."""
         self.serves: dict[NodeId, dict[Slot, str]] = {}
         """Weights by run and slot, as each node was told last."""
+        self.lost: set[tuple[NodeId, Fence]] = set()
+        """Leases that a node was told it has lost."""
         self._last: dict[tuple[NodeId, str], tuple[int, str]] = {}
         self._answers: dict[tuple[NodeId, int, Fence], bool] = {}
         self._refused: dict[NodeId, list[Finished]] = {}

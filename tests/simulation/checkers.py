@@ -257,10 +257,16 @@ class Checkers:
         if missing:
             raise Violation("inputs-are-in-the-store", f"{node}: {len(missing)} inputs of {label} are not")
 
-    def lease_lost(self, node: NodeId, fence: Fence, *, still_works: bool) -> None:
+    def lease_lost(self, node: NodeId, fence: Fence, *, held: bool, still_works: bool) -> None:
         self.story.note(f"{node} is told that {fence} is lost")
+        if held:
+            self.nodes.lost.add((node, fence))
         if still_works:
             raise Violation("nodes-stop-when-told", f"{node} works on under {fence}")
+
+    def begun(self, node: NodeId, fence: Fence) -> None:
+        if (node, fence) in self.nodes.lost:
+            raise Violation("nodes-stop-when-told", f"{node} begins to work under {fence}, which it knows is lost")
 
     def denied(self, node: NodeId, error_id: str, *, is_revoked: bool) -> None:
         if not is_revoked:

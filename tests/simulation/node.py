@@ -195,7 +195,7 @@ class Node(Process):
 
     def _put(self, effect: do.PutAndCommit | do.PutAndComplete, entry: Finished) -> None:
         """The data plane: each blob, then the call. A store may refuse, now and then and not for good."""
-        if self.hits("put-refused") and self.may_fail(f"put {entry.label}"):
+        if self.hits("put-refused") and self.may_fail(entry.label):
             refused = on.DeliveryFailed(request_id=effect.request_id, error_id="resource.quota", message="no room")
             self._checkers.told_never(self.name, entry)
             self.later(5, lambda: self.tell(refused))
@@ -287,10 +287,11 @@ class Node(Process):
             self._lost(fence, answer.reason)
 
     def _lost(self, fence: Fence, reason: str) -> None:
+        held = self.machine.fence == fence  # news of a lease whose grant has not come yet passes unheard
         self.tell(on.LeaseLost(fence=fence, reason=reason))
         lease = self.worker.lease if self.alive else None
         still_works = lease is not None and lease.fence == fence and not self.worker.stopping
-        self._checkers.lease_lost(self.name, fence, still_works=still_works)
+        self._checkers.lease_lost(self.name, fence, held=held, still_works=still_works)
 
     def _ask_again(self) -> None:
         self.tell(on.Woken())
@@ -331,6 +332,9 @@ class Node(Process):
         self.disk.entries[entry.entry] = entry
         self._checkers.made(self.name, entry, salt)
         return not self._dies("node-dies-with-entry-untold")
+
+    def begun(self, fence: Fence) -> None:
+        self._checkers.begun(self.name, fence)
 
     def trained(self, lineage: str, fence: Fence, step: int) -> None:
         self._checkers.trained(lineage, fence, step)

@@ -155,5 +155,7 @@ class Strikes:
         if book is None or book.state != "running" or self._chance.random() < 0.5:
             return
         self._kernel.mark("cancel-run")
-        self._world.admin(lambda now_ms: hear.RunCancelled(now_ms=now_ms, run=run))
+        self._world.admin(
+            lambda now_ms: hear.RunCancelled(now_ms=now_ms, run=run), wanted=lambda: not self._world.healed
+        )
         self._kernel.after(self._for_ms(), lambda: self._world.submit(run))

@@ -98,11 +98,13 @@ def weather_of(seed: int) -> Weather:
 
 
 def _share(kind: str) -> float:
-    """Part of the worlds that have a point: those that change results would blunt the oracle in most."""
-    return 0.15 if kind in ("diverges", "other-bits") else 0.5
+    """Part of the worlds that have a point; those that change results make the oracle less strict."""
+    return 0.25 if kind in ("diverges", "other-bits") else 0.5
 
 
 def _rate(kind: str, chance: random.Random) -> float:
+    if kind == "other-bits":
+        return 0.5  # once a life
     if kind.startswith(("hub", "journal")):
         return chance.choice((0.005, 0.02, 0.04))
     return chance.choice((0.02, 0.06, 0.12))

@@ -43,6 +43,8 @@ class Host(Protocol):
     def keep(self, entry: Finished, salt: str) -> bool:
         """Puts an entry on the disk; False if the node died right after."""
 
+    def begun(self, fence: Fence) -> None: ...
+
     def trained(self, lineage: str, fence: Fence, step: int) -> None: ...
 
 
@@ -77,6 +79,7 @@ class Worker:
 
     def start(self, lease: Lease) -> None:
         assert self._job is None, "one piece of work at a time"
+        self._host.begun(lease.fence)
         if isinstance(lease, TrainLease):
             job = _Job(lease=lease, step=lease.head_step, since=lease.head_step, parent=lease.head)
             job.segments, job.commit_every = lease.segments, lease.recipe.commit_every
@@ -108,7 +111,7 @@ class Worker:
     def _step(self, job: _Job, lease: TrainLease) -> None:
         if self._is_over(job):
             return
-        if self._host.hits("worker-fails") and self._host.may_fail(lease.lineage):
+        if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="bug.worker-crashed", message="signal 11"))
             return
         self._host.trained(lease.lineage, lease.fence, job.step)
@@ -159,7 +162,7 @@ class Worker:
     def _task(self, job: _Job, lease: TaskLease) -> None:
         if self._is_over(job):
             return
-        if self._host.hits("worker-fails") and self._host.may_fail(lease.task):
+        if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="resource.out-of-memory", message="killed"))
             return
         salt = f"diverges {lease.fence}" if self._host.hits("diverges") else ""

@@ -210,12 +210,12 @@ class World:
         self.specs[another.id] = another
         self.submit(another.id)
 
-    def admin(self, event: Callable[[int], Event]) -> None:
-        """A person's call, repeated until it is answered."""
+    def admin(self, event: Callable[[int], Event], wanted: Callable[[], bool] = lambda: True) -> None:
+        """A person's call, repeated until it is answered, or no longer wanted."""
         answers: list[object] = []
 
         def attempt() -> None:
-            if answers:
+            if answers or not wanted():
                 return
             if self.hub.runs:
                 self.hub.submit(event(self.hub.now_ms), answers.append)
