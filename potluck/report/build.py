@@ -72,6 +72,8 @@ def build_report(science: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
         },
         "tokens": tokens,
         "flops": flops,
+        "epochs": science["facts"]["epochs"],
+        "search": science["facts"]["search"],
         **{key: science[key] for key in TAKEN_FROM_SCIENCE if key in science},
         "routing": _routing(science),
         "curves": {"lineages": facts.curves.get("lineages", {}), "purity": facts.curves.get("purity", [])},
@@ -159,6 +161,31 @@ def work_rows(report: Mapping[str, Any]) -> list[list[str]]:
         [names.get(side, side), human_count(tokens[side]) if side in tokens else "", human_count(spent)]
         for side, spent in flops.items()
     ]
+
+
+def search_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Every cell of a grid search of both sides, as cells of a table; the best of each side is marked."""
+    rows: list[list[str]] = []
+    for side, name in (("experts", "mixture"), ("dense", "dense twin")):
+        cells = report["search"][side]
+        known = [cell["valid_nll_suffix"] for cell in cells if cell["valid_nll_suffix"] is not None]
+        for cell in cells:
+            nll = cell["valid_nll_suffix"]
+            mark = "taken" if known and nll == min(known) else ""
+            shown = "-" if nll is None else f"{nll:.4f}"
+            rate = f"{cell['learning_rate']:g}"
+            rows.append([name, str(cell["batch_size"]), rate, str(cell["steps"]), shown, mark])
+    return rows
+
+
+def search_note(report: Mapping[str, Any]) -> str:
+    """How the batch sizes and learning rates were chosen, in a sentence."""
+    search = report["search"]
+    if search["mode"] == "recorded":
+        return f"Batch sizes and learning rates of both sides are those found by {search['table']}."
+    if search["mode"] == "grid":
+        return "Batch sizes and learning rates of both sides were chosen on validation text among the cells above."
+    return "Batch sizes and learning rates were not searched, on either side."
 
 
 def _routing(science: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from typing import Any
 
 from potluck.formatting import human_bytes, human_count
 from potluck.report import svg
-from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins, work_rows
+from potluck.report.build import (
+    PLANES,
+    search_note,
+    search_rows,
+    source_nll,
+    tokens_per_parameter,
+    where_dense_wins,
+    work_rows,
+)
 from potluck.report.table import SIDES
 
 STYLE = """
@@ -181,7 +189,12 @@ def _how(report: Mapping[str, Any]) -> str:
     ledger = (
         "every step is there once, in one chain" if report["ledger"]["ok"] else "; ".join(report["ledger"]["problems"])
     )
+    epochs = ", ".join(f"{side} {value:.2f}" for side, value in report["epochs"].items())
+    cells = search_rows(report)
+    search = _table(["search", "batch", "rate", "steps", "valid NLL", ""], cells) if cells else ""
     facts = [
+        ["search", escape(search_note(report))],
+        ["epochs", escape(epochs)],
         ["spec digest", f"<code>{escape(report['spec_digest'])}</code>"],
         ["profile", escape(f"{profile['device']}, {profile['dtype']}, {profile['threads']} thread(s) a node")],
         [
@@ -193,7 +206,7 @@ def _how(report: Mapping[str, Any]) -> str:
         ["ledger", escape(ledger)],
     ]
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)
-    return f'<div class="scroll"><table>{rows}</table></div>'
+    return search + f'<div class="scroll"><table>{rows}</table></div>'
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -38,6 +38,7 @@ _PART = {f"{key}?": shape for key, shape in _SIDE.items()}
 _INTERVAL = {"mean": NUMBER, "low?": NUMBER, "high?": NUMBER}
 """Text of a single pack has a mean and no interval."""
 _DIFFERENCES = {"mixture_minus_dense?": _INTERVAL, "random_minus_dense?": _INTERVAL, "mixture_minus_random?": _INTERVAL}
+_CELL = {"batch_size": int, "learning_rate": NUMBER, "steps": int, "valid_nll_suffix?": NUMBER}
 _PLANES = {"control": NUMBER, "corpus": NUMBER, "scores": NUMBER, "weights": NUMBER}
 
 REPORT: dict[str, Any] = {
@@ -49,6 +50,8 @@ REPORT: dict[str, Any] = {
     "profile": {"device": str, "dtype": str, "threads": int, "compile": bool},
     "tokens": Each(NUMBER),
     "flops": Each(NUMBER),
+    "epochs": Each(NUMBER),
+    "search": {"mode": str, "table": str, "experts": Many(_CELL), "dense": Many(_CELL)},
     "parameters": {"expert": int, "router": int},
     "targets": dict,
     "mixture": _SIDE,

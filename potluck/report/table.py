@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from potluck.formatting import TABLE_WIDTH, format_table, human_bytes
-from potluck.report.build import PLANES, source_nll, tokens_per_parameter, where_dense_wins, work_rows
+from potluck.report.build import (
+    PLANES,
+    search_note,
+    search_rows,
+    source_nll,
+    tokens_per_parameter,
+    where_dense_wins,
+    work_rows,
+)
 
 SIDES = {
     "mixture": "mixture, routed",
@@ -20,7 +28,7 @@ SIDES = {
 def render(report: Mapping[str, Any]) -> str:
     """All tables of a report, one under the other."""
     verdict = textwrap.fill(report["verdict"]["text"], TABLE_WIDTH)
-    blocks = [_sides(report), verdict, _sources(report), _dense_wins(report), _cost(report)]
+    blocks = [_sides(report), verdict, _sources(report), _dense_wins(report), _search(report), _cost(report)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -81,6 +89,14 @@ def _dense_wins(report: Mapping[str, Any]) -> str:
     if not sources:
         return f"The dense twin is ahead on no source ({trained})."
     return textwrap.fill(f"The dense twin is ahead on {', '.join(sources)} ({trained}).", TABLE_WIDTH)
+
+
+def _search(report: Mapping[str, Any]) -> str:
+    note = textwrap.fill(search_note(report), TABLE_WIDTH)
+    rows = search_rows(report)
+    if not rows:
+        return note
+    return format_table(["search", "batch", "rate", "steps", "valid NLL", ""], rows) + "\n" + note
 
 
 def _cost(report: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from potluck.errors import DataError
 from potluck.report import svg
-from potluck.report.build import RunFacts, build_report, verdict, where_dense_wins
+from potluck.report.build import RunFacts, build_report, search_rows, verdict, where_dense_wins
 from potluck.report.schema import check_report
 from potluck.sizing import ladder, spec_of
 
@@ -24,6 +24,8 @@ def science() -> dict[str, Any]:
     return {
         **{key: GOLDEN[key] for key in kept},
         "facts": {
+            "epochs": GOLDEN["epochs"],
+            "search": GOLDEN["search"],
             "routers": {"tokens": 100},
             "experts": {"tokens": 1000},
             "dense": {"tokens": 400},
@@ -67,6 +69,12 @@ def test_an_absent_control_is_left_out_of_tokens_and_flops() -> None:
     report = build_report(science(), facts())
     assert "random_split" not in report["tokens"]
     assert "random_split" not in report["flops"]
+
+
+def test_the_cell_of_least_validation_loss_is_marked_on_each_side() -> None:
+    rows = search_rows(build_report(science(), facts()))
+    assert [row[-1] for row in rows] == ["taken", "taken", ""]
+    assert rows[2][4] == "-"
 
 
 @pytest.mark.parametrize(
