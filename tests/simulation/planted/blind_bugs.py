@@ -89,10 +89,10 @@ def _suspected_for_good() -> Iterator[None]:
 
 
 def _finished_under_the_lease_in_hand(self: Machine, event: on.CheckpointWritten | on.TaskFinished) -> list[do.Effect]:
-    # "News of an older lease changes nothing": true of progress, not of finished work.
+    # "What an older lease brings is of no use": true of progress, not of finished work.
     finished = event.result if isinstance(event, on.TaskFinished) else event.commit
     if finished.fence != self.fence:
-        return []
+        return [do.DropEntry(entry=finished.entry, reason="the lease is gone")]
     self.outbox.append(finished)
     if isinstance(event, on.TaskFinished):
         return []
@@ -129,9 +129,9 @@ BUGS: dict[str, Bug] = {
         plant=_suspected_for_good,
     ),
     # Breaks "finished work is kept in the outbox until it is answered" and "its commit wins if its parent is still
-    # the head": the node sits on work that it finished, and the next one repeats it.
-    "finished-too-late-is-forgotten": Bug(
-        description="The node forgets a commit or result that its worker finishes after the lease was lost.",
+    # the head": the node throws away what it finished, and all of it is done again.
+    "finished-too-late-is-dropped": Bug(
+        description="The node drops a commit or result that its worker finishes after the lease was lost.",
         plant=lambda: replaced(Machine, "_finished", _finished_under_the_lease_in_hand),
     ),
 }
