@@ -1,7 +1,7 @@
 # One command each. `make demo` and `make test` need Python 3.11+, make and a package index; nothing else.
 #
 #   make demo [MINUTES=8] [QUICK=1] [DATA=folder] [SET=full-wheels]
-#   make check | format | protos | test | test-long | test-demo | down
+#   make check | format | protos | test | test-long | test-demo | simulate | down
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ DIR ?= demo
 DEMO_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: demo down check format protos test test-long test-demo clean
+.PHONY: demo down check format protos test test-long test-demo simulate clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/potluck demo --dir "$(DIR)" --set $(SET) $(if $(QUICK),--quick,--minutes $(MINUTES)) $(if $(DATA),--data "$(DATA)") $(DEMO_FLAGS)
@@ -43,6 +43,9 @@ test-long: $(VENV)/.installed-dev
 
 test-demo: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m demo
+
+simulate: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.simulation --worlds 1000 --jobs $(WORKERS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,10 @@ from tests.simulation import fake
 from tests.simulation.kernel import Action
 
 MAX_UNCONFIRMED = 4
-DISK_MS = (1, 25)
+DISK_MS = (5, 200)
+"""Writing and syncing a checkpoint takes as long as the disk likes."""
+LOOKS_UP = 0.5
+"""Tasks that notice a stop before they are done."""
 
 
 class Host(Protocol):
@@ -90,18 +93,20 @@ class Worker:
             self._host.later(self._step_ms() * self._chance.uniform(1, 4), lambda: self._task(job, lease))
 
     def stop(self, fence: int) -> None:
+        """A step under way is taken to its end; a task may be done before it looks up."""
         job = self._job
         if job is None or job.lease.fence != fence:
             return  # It has ended already, and the machine was told.
         job.stopping = True
-        self._host.later(self._step_ms() * self._chance.random(), lambda: self._stopped(job))
+        if job.waits_for_ack or (isinstance(job.lease, TaskLease) and self._chance.random() < LOOKS_UP):
+            self._host.later(self._step_ms() * self._chance.random(), lambda: self._stopped(job))
 
     def acknowledge(self, fence: int) -> None:
         job = self._job
         if job is None or job.lease.fence != fence or not isinstance(job.lease, TrainLease):
             return
         job.unconfirmed -= 1
-        if job.waits_for_ack and job.unconfirmed < MAX_UNCONFIRMED:
+        if job.waits_for_ack and job.unconfirmed < MAX_UNCONFIRMED and not job.stopping:
             job.waits_for_ack = False
             lease = job.lease
             self._host.later(0, lambda: self._after_commit(job, lease))
@@ -109,7 +114,7 @@ class Worker:
     # --- training -------------------------------------------------------------------------------
 
     def _step(self, job: _Job, lease: TrainLease) -> None:
-        if self._is_over(job):
+        if self._job is not job:
             return
         if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="bug.worker-crashed", message="signal 11"))
@@ -118,6 +123,12 @@ class Worker:
         job.step += 1
         if job.step == next_commit(step=job.since, commit_every=job.commit_every, segments=job.segments):
             self._commit(job, lease)
+        else:
+            self._go_on(job, lease)
+
+    def _go_on(self, job: _Job, lease: TrainLease) -> None:
+        if job.stopping:
+            self._end(on.WorkerStopped(fence=lease.fence))
         else:
             self._host.later(self._step_ms(), lambda: self._step(job, lease))
 
@@ -144,23 +155,23 @@ class Worker:
     def _kept_commit(self, job: _Job, lease: TrainLease, commit: FinishedCommit) -> None:
         job.unconfirmed += 1
         self._host.tell(on.CheckpointWritten(commit=commit))
-        if job.unconfirmed >= MAX_UNCONFIRMED:
+        if job.unconfirmed >= MAX_UNCONFIRMED and not job.stopping:
             job.waits_for_ack = True
         else:
             self._after_commit(job, lease)
 
     def _after_commit(self, job: _Job, lease: TrainLease) -> None:
-        if self._is_over(job):
+        if self._job is not job:
             return
         if job.step >= lease.target_step:
             self._end(on.WorkerDone(fence=lease.fence))
         else:
-            self._host.later(self._step_ms(), lambda: self._step(job, lease))
+            self._go_on(job, lease)
 
     # --- tasks ----------------------------------------------------------------------------------
 
     def _task(self, job: _Job, lease: TaskLease) -> None:
-        if self._is_over(job):
+        if self._job is not job:
             return
         if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="resource.out-of-memory", message="killed"))
@@ -180,7 +191,7 @@ class Worker:
 
     def _kept_result(self, job: _Job, result: FinishedTask) -> None:
         self._host.tell(on.TaskFinished(result=result))
-        if not self._is_over(job):
+        if self._job is job:
             self._end(on.WorkerDone(fence=result.fence))
 
     # --- ends -----------------------------------------------------------------------------------
@@ -202,9 +213,6 @@ class Worker:
             job.stop_due = True
         elif self._job is job:
             self._end(on.WorkerStopped(fence=job.lease.fence))
-
-    def _is_over(self, job: _Job) -> bool:
-        return self._job is not job or job.stopping
 
     def _end(self, event: on.Event) -> None:
         self._job = None

@@ -101,8 +101,15 @@ class World:
         for node in self.nodes:
             node.points.clear()
             node.slowness = 1.0
+        self._take_up_again()
+
+    def _take_up_again(self) -> None:
+        """A cancelled run is started again; a running one needs nobody to nudge it."""
         for run in self.specs:
-            self.submit(run)
+            book = self.checkers.plans.runs.get(run)
+            if book is not None and book.state == "cancelled":
+                self.submit(run)
+        self.kernel.after(ADMIN_AGAIN_MS, self._take_up_again)
 
     def _last_checks(self) -> None:
         self.checkers.look(snapshot_of(self.hub.machine.state))
