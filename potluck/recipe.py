@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from potluck.config import from_mapping, to_mapping
@@ -82,7 +83,7 @@ class Recipe:
     commit_every: int
     """Steps between commits, segment ends aside."""
 
-    @property
+    @cached_property
     def id(self) -> LineageId:
         return LineageId(digest_json({"recipe": to_mapping(self)}))
 
