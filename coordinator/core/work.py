@@ -58,7 +58,7 @@ def on_checkpoint_committed(state: State, event: CheckpointCommitted) -> list[Ef
 def on_task_completed(state: State, event: TaskCompleted) -> list[Effect]:
     """The first result stands; another one for the same task is noted and dropped."""
     durable = state.durable
-    mark = fingerprint(event.task, event.fence)
+    mark = fingerprint(event.task, event.fence, _result_digest(event))
     kept = kept_answer(durable, event.node, "complete", event.request_id, mark)
     if kept is not None:
         return [Reply(answer=kept)]
