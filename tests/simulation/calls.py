@@ -26,6 +26,10 @@ class Failed:
     """No answer came, or the way was shut at once."""
 
 
+Came = Answer | Failed | tuple[Digest, ...]
+"""An answer, none, or what the store lacks."""
+
+
 @dataclass(kw_only=True)
 class _Call:
     done: bool = False
@@ -43,13 +47,13 @@ class Calls:
     def send(
         self,
         event: MakeEvent,
-        answered: Callable[[Answer | Failed | tuple[Digest, ...]], None],
+        answered: Callable[[Came], None],
         needs: tuple[Digest, ...] = (),
     ) -> None:
         """Calls the hub. `needs`: blobs that its store must hold, else the answer lists the missing ones."""
         call = _Call()
 
-        def settle(answer: Answer | Failed | tuple[Digest, ...]) -> None:
+        def settle(answer: Came) -> None:
             if not call.done:
                 call.done = True
                 answered(answer)

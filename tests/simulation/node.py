@@ -14,7 +14,7 @@ from typing import assert_never
 
 from coordinator.core import effects as say
 from coordinator.core import events as hear
-from coordinator.core.effects import Answer, Push
+from coordinator.core.effects import Push
 from expert_node import effects as do
 from expert_node import events as on
 from expert_node.machine import Machine
@@ -22,7 +22,7 @@ from expert_node.outbox import IDS_PER_EPOCH
 from expert_node.values import Finished, FinishedCommit, Lease, TaskLease, TrainLease
 from potluck.ids import Digest, Fence, NodeId
 from potluck.net.version import package_version
-from tests.simulation.calls import Calls, Failed, lease_of
+from tests.simulation.calls import Calls, Came, Failed, lease_of
 from tests.simulation.checkers import Checkers
 from tests.simulation.hub import Hub
 from tests.simulation.kernel import Kernel
@@ -180,7 +180,7 @@ class Node(Process):
 
         self._calls.send(event, lambda answer: self._granted(effect.request_id, answer))
 
-    def _granted(self, request_id: int, answer: Answer | Failed) -> None:
+    def _granted(self, request_id: int, answer: Came) -> None:
         match answer:
             case say.TrainGranted() | say.TaskGranted():
                 self._failures["acquire"] = 0
@@ -215,7 +215,7 @@ class Node(Process):
             needs=digests,
         )
 
-    def _delivered(self, request_id: int, entry: Finished, answer: Answer | Failed | tuple[Digest, ...]) -> None:
+    def _delivered(self, request_id: int, entry: Finished, answer: Came) -> None:
         event: on.Event
         match answer:
             case say.CommitAccepted():
@@ -251,7 +251,7 @@ class Node(Process):
 
         self._calls.send(event, lambda answer: self._given_back(effect.request_id, answer))
 
-    def _given_back(self, request_id: int, answer: Answer | Failed) -> None:
+    def _given_back(self, request_id: int, answer: Came) -> None:
         if isinstance(answer, Failed):
             self._no_answer("return", request_id, answer)
         else:
@@ -281,7 +281,7 @@ class Node(Process):
             )
         self.later(self._hub.machine.state.settings.renew_ms, self._renew)
 
-    def _renewed(self, fence: Fence, answer: Answer | Failed) -> None:
+    def _renewed(self, fence: Fence, answer: Came) -> None:
         if isinstance(answer, say.RenewAnswer) and not answer.renewed:
             self.kernel.mark("renewal-refused")
             self._lost(fence, answer.reason)
