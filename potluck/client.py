@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+from potluck.client_requests import (
+    Prompt,
+    checked_integer,
+    checked_target,
+    checked_text,
+    generate_request,
+    route_request,
+    score_request,
+)
 from potluck.client_values import Generated, Routed, Scored
 from potluck.errors import JoinError, NotReachable, PotluckError
 from potluck.net.channels import open_channel, open_sync_channel
@@ -24,8 +33,6 @@ __all__ = ["AdminClient", "AsyncRouterClient", "Generated", "Routed", "RouterCli
 CALL_TIMEOUT_S = 30.0
 GENERATE_TIMEOUT_S = 600.0
 """A deadline is always set: what the other side holds for a call it must be able to let go of."""
-
-Prompt = str | Sequence[int]
 
 
 def identity_in(home: Path) -> Identity:
@@ -80,10 +87,13 @@ class AdminClient:
 
     def start_run(self, spec_json: str, *, name: str, request_id: str, priority: int = 0) -> admin_pb2.StartRunResponse:
         """Starts or resumes the run of a canonical spec; the same `request_id` gets the same answer."""
+        request = admin_pb2.StartRunRequest(
+            request_id=checked_text("request_id", request_id),
+            spec_json=checked_text("spec_json", spec_json),
+            name=checked_text("name", name),
+            priority=checked_integer("priority", priority, bits=32),
+        )
         with self._errors():
-            request = admin_pb2.StartRunRequest(
-                request_id=request_id, spec_json=spec_json, name=name, priority=priority
-            )
             return self._stub.StartRun(request, timeout=CALL_TIMEOUT_S)
 
     def list_runs(self) -> admin_pb2.ListRunsResponse:
@@ -93,12 +103,12 @@ class AdminClient:
     def get_run(self, run: str) -> admin_pb2.RunInfo:
         """A run by id, unique prefix or name."""
         with self._errors():
-            return self._stub.GetRun(admin_pb2.GetRunRequest(run=run), timeout=CALL_TIMEOUT_S)
+            return self._stub.GetRun(admin_pb2.GetRunRequest(run=checked_text("run", run)), timeout=CALL_TIMEOUT_S)
 
     def watch_run(self, run: str) -> Iterator[admin_pb2.RunInfo]:
         """Yields the run whenever it has changed, until it ends; closing the iterator ends the call."""
         with self._errors():
-            call: Any = self._stub.WatchRun(admin_pb2.GetRunRequest(run=run))
+            call: Any = self._stub.WatchRun(admin_pb2.GetRunRequest(run=checked_text("run", run)))
             try:
                 yield from call
             finally:
@@ -107,7 +117,7 @@ class AdminClient:
     def cancel_run(self, run: str, *, request_id: str) -> admin_pb2.CancelRunResponse:
         """Cancels a run; the same `request_id` gets the same answer."""
         with self._errors():
-            request = admin_pb2.CancelRunRequest(run=run, request_id=request_id)
+            request = admin_pb2.CancelRunRequest(run=checked_text("run", run), request_id=request_id)
             return self._stub.CancelRun(request, timeout=CALL_TIMEOUT_S)
 
     def list_nodes(self) -> admin_pb2.ListNodesResponse:
@@ -116,12 +126,18 @@ class AdminClient:
 
     def get_ledger(self, run: str) -> admin_pb2.GetLedgerResponse:
         with self._errors():
-            return self._stub.GetLedger(admin_pb2.GetLedgerRequest(run=run), timeout=CALL_TIMEOUT_S)
+            return self._stub.GetLedger(
+                admin_pb2.GetLedgerRequest(run=checked_text("run", run)), timeout=CALL_TIMEOUT_S
+            )
 
     def invite(self, *, count: int, expires_ms: int, role: str) -> tuple[str, ...]:
         """New single-use join strings for a role: node, router, client or admin."""
+        request = admin_pb2.InviteRequest(
+            count=checked_integer("count", count, bits=32),
+            expires_ms=checked_integer("expires_ms", expires_ms, bits=64),
+            role=checked_text("role", role),
+        )
         with self._errors():
-            request = admin_pb2.InviteRequest(count=count, expires_ms=expires_ms, role=role)
             return tuple(self._stub.Invite(request, timeout=CALL_TIMEOUT_S).join_strings)
 
     def shutdown(self, *, now: bool = False) -> admin_pb2.ShutdownResponse:
@@ -147,9 +163,12 @@ class RouterClient:
         Args:
             identity: of any role.
             target: the router's host:port.
+
+        Raises:
+            UsageError: ``usage.bad-address``.
         """
         self._identity = identity
-        self._target = target
+        self._target = checked_target(target)
         self._channel = open_sync_channel(identity, target=target, server_name=ROUTER_NAME)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
 
@@ -177,12 +196,12 @@ class RouterClient:
     def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
         """Which expert a text or ids go to. A run is an id, a name or a prefix; empty is the newest published."""
         with self._errors():
-            return _routed(self._stub.Route(_route_request(prompt, run), timeout=timeout_s))
+            return _routed(self._stub.Route(route_request(prompt, run), timeout=timeout_s))
 
     def score(self, prompt: Prompt, *, run: str = "", slot: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Scored:
         """Log-probabilities of tokens 2..n under the routed expert, or under `slot`."""
         with self._errors():
-            return _scored(self._stub.Score(_score_request(prompt, run, slot), timeout=timeout_s))
+            return _scored(self._stub.Score(score_request(prompt, run, slot), timeout=timeout_s))
 
     def generate(
         self,
@@ -202,7 +221,7 @@ class RouterClient:
         A replica lost after the first token ends it with ``net.replica-lost``; send the prompt and the tokens
         received so far as ids to go on.
         """
-        request = _generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
         return self._stream(request, timeout_s)
 
     def _stream(self, request: router_pb2.GenerateRequest, timeout_s: float) -> Iterator[Generated]:
@@ -225,7 +244,7 @@ class AsyncRouterClient:
 
     def __init__(self, identity: Identity, target: str) -> None:
         self._identity = identity
-        self._target = target
+        self._target = checked_target(target)
         self._channel = open_channel(identity, target=target, server_name=ROUTER_NAME)
         self._stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
 
@@ -243,7 +262,7 @@ class AsyncRouterClient:
     async def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
         """As `RouterClient.route`."""
         try:
-            return _routed(await self._stub.Route(_route_request(prompt, run), timeout=timeout_s))
+            return _routed(await self._stub.Route(route_request(prompt, run), timeout=timeout_s))
         except grpc.RpcError as error:
             raise await self._cause(error) from error
 
@@ -252,7 +271,7 @@ class AsyncRouterClient:
     ) -> Scored:
         """As `RouterClient.score`."""
         try:
-            return _scored(await self._stub.Score(_score_request(prompt, run, slot), timeout=timeout_s))
+            return _scored(await self._stub.Score(score_request(prompt, run, slot), timeout=timeout_s))
         except grpc.RpcError as error:
             raise await self._cause(error) from error
 
@@ -270,7 +289,7 @@ class AsyncRouterClient:
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> AsyncGenerator[Generated, None]:
         """As `RouterClient.generate`."""
-        request = _generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
         call = self._stub.Generate(request, timeout=timeout_s)
         try:
             async for message in call:
@@ -311,31 +330,6 @@ def _diagnosed(identity: Identity, target: str, server_name: str) -> Iterator[No
         if known.error_id == "net.unreachable":
             known = diagnose_sync(identity, target=target, server_name=server_name)
         raise known from error
-
-
-def _route_request(prompt: Prompt, run: str) -> router_pb2.RouteRequest:
-    if isinstance(prompt, str):
-        return router_pb2.RouteRequest(text=prompt, run=run)
-    return router_pb2.RouteRequest(tokens=router_pb2.TokenIds(ids=prompt), run=run)
-
-
-def _score_request(prompt: Prompt, run: str, slot: str) -> router_pb2.ScoreRequest:
-    if isinstance(prompt, str):
-        return router_pb2.ScoreRequest(text=prompt, run=run, slot=slot)
-    return router_pb2.ScoreRequest(tokens=router_pb2.TokenIds(ids=prompt), run=run, slot=slot)
-
-
-def _generate_request(
-    prompt: Prompt, run: str, slot: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-) -> router_pb2.GenerateRequest:
-    request = router_pb2.GenerateRequest(
-        run=run, slot=slot, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    if isinstance(prompt, str):
-        request.text = prompt
-    else:
-        request.tokens.CopyFrom(router_pb2.TokenIds(ids=prompt))
-    return request
 
 
 def _routed(answer: router_pb2.RouteResponse) -> Routed:

@@ -1,0 +1,97 @@
+"""Requests from plain arguments: what a message cannot carry is refused by the argument's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from potluck.errors import UsageError
+from potluck.net.address import split_host_port
+from potluck.v1 import router_pb2
+
+Prompt = str | Sequence[int]
+MAX_TOKEN_ID = (1 << 32) - 1
+MAX_SEED = (1 << 64) - 1
+MAX_PORT = 65_535
+
+
+def checked_target(target: str) -> str:
+    """A host:port as it was given.
+
+    Raises:
+        UsageError: ``usage.bad-address``.
+    """
+    try:
+        _, port = split_host_port(target)
+    except ValueError:
+        port = 0
+    if not 1 <= port <= MAX_PORT:
+        fix = "write a host and a port of 1 to 65535, such as 127.0.0.1:7473"
+        raise UsageError("usage.bad-address", f"{target!r} is not host:port", fix)
+    return target
+
+
+def checked_text(argument: str, text: str) -> str:
+    """A text that UTF-8 can write.
+
+    Raises:
+        UsageError: ``usage.bad-value``: it has a lone surrogate, as bytes that are not UTF-8 become in arguments.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"{argument} is not text: character {error.start} is {text[error.start]!r}"
+        raise UsageError("usage.bad-value", message, f"give {argument} in UTF-8") from None
+    return text
+
+
+def checked_integer(argument: str, value: int, *, bits: int) -> int:
+    """A signed integer of at most so many bits.
+
+    Raises:
+        UsageError: ``usage.bad-value``.
+    """
+    limit = 1 << (bits - 1)
+    return _within(argument, value, -limit, limit - 1)
+
+
+def route_request(prompt: Prompt, run: str) -> router_pb2.RouteRequest:
+    run = checked_text("run", run)
+    if isinstance(prompt, str):
+        return router_pb2.RouteRequest(text=checked_text("text", prompt), run=run)
+    return router_pb2.RouteRequest(tokens=_token_ids(prompt), run=run)
+
+
+def score_request(prompt: Prompt, run: str, slot: str) -> router_pb2.ScoreRequest:
+    run, slot = checked_text("run", run), checked_text("slot", slot)
+    if isinstance(prompt, str):
+        return router_pb2.ScoreRequest(text=checked_text("text", prompt), run=run, slot=slot)
+    return router_pb2.ScoreRequest(tokens=_token_ids(prompt), run=run, slot=slot)
+
+
+def generate_request(
+    prompt: Prompt, run: str, slot: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> router_pb2.GenerateRequest:
+    request = router_pb2.GenerateRequest(
+        run=checked_text("run", run),
+        slot=checked_text("slot", slot),
+        max_tokens=checked_integer("max_tokens", max_tokens, bits=32),
+        temperature=temperature,
+        top_k=checked_integer("top_k", top_k, bits=32),
+        top_p=top_p,
+        seed=_within("seed", seed, 0, MAX_SEED),
+    )
+    if isinstance(prompt, str):
+        request.text = checked_text("text", prompt)
+    else:
+        request.tokens.CopyFrom(_token_ids(prompt))
+    return request
+
+
+def _token_ids(ids: Sequence[int]) -> router_pb2.TokenIds:
+    return router_pb2.TokenIds(ids=[_within(f"ids[{i}]", token, 0, MAX_TOKEN_ID) for i, token in enumerate(ids)])
+
+
+def _within(argument: str, value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise UsageError("usage.bad-value", f"{argument} = {value}", f"give {least} to {most}")
+    return value
