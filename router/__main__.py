@@ -20,6 +20,7 @@ from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
 from router.daemon import Options, RouterDaemon
+from router.patience import LONGEST_WAIT_S
 
 PORT = 7473
 INTERRUPTED = 130
@@ -35,6 +36,7 @@ def main() -> int:
         advertise=arguments.advertise,
         port=arguments.port,
         http=arguments.http,
+        patience_s=arguments.patience,
     )
     try:
         with lock_home(options.home):
@@ -130,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise", default="", metavar="HOST", help="host that nodes and clients dial")
     parser.add_argument("--port", type=int, default=PORT, help=f"port for clients and nodes ({PORT}); 0: any free one")
     parser.add_argument("--http", action="store_true", help="answer JSON over HTTP on the next port, on loopback")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=LONGEST_WAIT_S,
+        metavar="S",
+        help=f"seconds a request waits for a first view and its replicas ({LONGEST_WAIT_S:g})",
+    )
     parser.add_argument("--insecure", action="store_true", help="expect an identity without keys; loopback only")
     return parser
 

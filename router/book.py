@@ -46,8 +46,13 @@ class Loaded:
 class ViewBook:
     """Current and waiting views by run, oldest run first."""
 
-    def __init__(self, on_swap: Callable[[], None]) -> None:
+    def __init__(self, on_swap: Callable[[], None], why_empty: Callable[[], str] = lambda: "") -> None:
+        """
+        Args:
+            why_empty: why no view is held, for whoever asks for one.
+        """
         self._on_swap = on_swap
+        self._why_empty = why_empty
         self._current: dict[RunId, Loaded] = {}
         self._waiting: dict[RunId, Loaded] = {}
 
@@ -100,8 +105,10 @@ class ViewBook:
             UsageError: ``usage.unknown-run``.
         """
         if self.newest is None:
-            fix = "wait until a run has published all its experts"
-            raise NotReachable("net.no-view", "this router holds no view of a run yet", fix)
+            fix = "see `potluck run status` and `potluck nodes`; try again once a run has published all its experts"
+            why = self._why_empty()
+            what = "this router holds no view of a run yet"
+            raise NotReachable("net.no-view", f"{what}: {why}" if why else what, fix)
         if not run:
             return self.newest
         if (exact := self._current.get(RunId(run))) is not None:

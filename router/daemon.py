@@ -31,6 +31,7 @@ from router.desk import Desk
 from router.fleet import Fleet
 from router.http import HttpBridge
 from router.loader import Loader
+from router.patience import LONGEST_WAIT_S, Patience
 from router.service import RouterServicer
 from router.session import CoordinatorLink
 
@@ -54,6 +55,8 @@ class Options:
     port: int
     http: bool
     """Whether to answer JSON on the next port, on loopback."""
+    patience_s: float = LONGEST_WAIT_S
+    """How long a request waits for a first view and its replicas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +78,18 @@ class RouterDaemon:
         self._store = BlobStore(options.home / "blobs")
         self.counter = ByteCounter()
         self._blobs = BlobClient(identity, self._store, counter=self.counter)
+        self._patience = Patience(options.patience_s)
         self.fleet = Fleet(self._on_fleet_change)
-        self.book = ViewBook(self._on_swap)
+        self.book = ViewBook(self._on_swap, self._why_empty)
         self.loader = Loader(
-            home=options.home, book=self.book, fleet=self.fleet, fetch=self._fetch, executor=self._executor
+            home=options.home,
+            book=self.book,
+            fleet=self.fleet,
+            fetch=self._fetch,
+            executor=self._executor,
+            patience=self._patience,
         )
-        self._desk = Desk(self.book, self.fleet, self._executor)
+        self._desk = Desk(self.book, self.fleet, self._executor, self._patience)
         self._health = HealthServicer()
         self._health_changed = asyncio.Event()
         self._http = HttpBridge(self._desk, self.is_serving)
@@ -121,6 +130,7 @@ class RouterDaemon:
         )
         loops = (self._link.run(), self.loader.run(), self._watch_health())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
+        self._patience.renew()
         return where
 
     async def stop(self) -> None:
@@ -155,11 +165,19 @@ class RouterDaemon:
     def _on_fleet_change(self) -> None:
         self.book.reconsider(self.fleet.ready)
         self._health_changed.set()
+        self._patience.notify()
+
+    def _why_empty(self) -> str:
+        """Why no view is held: what a person can look at next."""
+        offered = self.loader.why_empty
+        down = self._link.why_down if self._link is not None else ""
+        return offered or down or "no run has published an expert yet"
 
     def _on_swap(self) -> None:
         for loaded in self.book.current:
             log.fact("view-in-force", run=loaded.view.run, version=loaded.version)
         self._health_changed.set()
+        self._patience.renew()
         try:
             self.loader.keep()
             self._drop_unused()

@@ -18,7 +18,8 @@ from potluck.errors import ResourceError, UsageError
 from router.book import Loaded, ViewBook
 from router.choose import choose
 from router.fleet import Fleet, Sampling
-from router.view import EXPERT_SLOT, expert_slot
+from router.patience import Patience
+from router.view import EXPERT_SLOT, ReplicaKey, expert_slot
 
 DEFAULT_MAX_TOKENS = 64
 MAX_TOKENS = 1024
@@ -45,13 +46,17 @@ class Placed:
 
 
 def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
-    """Sampling as asked, with zeros standing for defaults and max_tokens capped.
+    """Sampling as asked, with zeros standing for defaults.
 
     Raises:
-        UsageError: ``usage.bad-value``, naming the parameter.
+        UsageError: ``usage.bad-sampling``, naming the parameter and what is allowed.
     """
     allowed = {
-        "max_tokens": (max_tokens >= 0, max_tokens, f"0 for the default of {DEFAULT_MAX_TOKENS}, or 1 to {MAX_TOKENS}"),
+        "max_tokens": (
+            0 <= max_tokens <= MAX_TOKENS,
+            max_tokens,
+            f"1 to {MAX_TOKENS}, or 0 for the default of {DEFAULT_MAX_TOKENS}",
+        ),
         "temperature": (math.isfinite(temperature) and temperature >= 0, temperature, "0 (greedy) or more"),
         "top_k": (top_k >= 0, top_k, "0 (off) or more"),
         "top_p": (0 <= top_p <= 1, top_p, "above 0 and at most 1; 0 stands for 1"),
@@ -59,9 +64,9 @@ def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: 
     }
     for name, (ok, value, fix) in allowed.items():
         if not ok:
-            raise UsageError("usage.bad-value", f"{name} = {value}", f"allowed: {fix}")
+            raise UsageError("usage.bad-sampling", f"{name} = {value}", f"allowed: {fix}")
     return Sampling(
-        max_tokens=min(max_tokens or DEFAULT_MAX_TOKENS, MAX_TOKENS),
+        max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p or 1.0,
@@ -72,10 +77,11 @@ def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: 
 class Desk:
     """One per router. Blocking work goes to the one scoring thread of `executor`."""
 
-    def __init__(self, book: ViewBook, fleet: Fleet, executor: Executor) -> None:
+    def __init__(self, book: ViewBook, fleet: Fleet, executor: Executor, patience: Patience) -> None:
         self._book = book
         self._fleet = fleet
         self._executor = executor
+        self._patience = patience
         self._num_waiting = 0
 
     async def route(self, prompt: Prompt, *, run: str) -> Routed:
@@ -86,7 +92,7 @@ class Desk:
             NotReachable: ``net.no-view``.
             ResourceError: ``resource.busy``.
         """
-        loaded = self._book.pick(run)
+        loaded = await self._pick(run)
         ids, prefix_nll = await self._decide(loaded, prompt)
         expert = choose(prefix_nll)
         return Routed(
@@ -107,7 +113,10 @@ class Desk:
         """
         placed = await self._place(prompt, run=run, slot=slot)
         key = placed.loaded.view.key(placed.slot)
-        log_probs = await self._fleet.score(key, placed.ids) if len(placed.ids) > 1 else ()
+        log_probs: tuple[float, ...] = ()
+        if len(placed.ids) > 1:
+            await self._await_replica(key)
+            log_probs = await self._fleet.score(key, placed.ids)
         return Scored(
             expert=placed.expert,
             log_probs=log_probs,
@@ -129,6 +138,7 @@ class Desk:
         placed = await self._place(prompt, run=run, slot=slot)
         key = placed.loaded.view.key(placed.slot)
         text = placed.loaded.scorer.text_stream()
+        await self._await_replica(key)
         async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
             async for piece in pieces:
                 placed.loaded.scorer.check(piece.ids)
@@ -143,7 +153,7 @@ class Desk:
                 )
 
     async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:
-        loaded = self._book.pick(run)
+        loaded = await self._pick(run)
         if slot:
             if slot not in loaded.view.slots:
                 fix = f"slots of run {loaded.view.name}: {', '.join(sorted(loaded.view.slots))}"
@@ -154,6 +164,15 @@ class Desk:
         ids, prefix_nll = await self._decide(loaded, prompt)
         expert = choose(prefix_nll)
         return Placed(loaded=loaded, ids=ids, slot=expert_slot(expert), expert=expert)
+
+    async def _pick(self, run: str) -> Loaded:
+        """The view a request is worked under; a router that is about to have its first is waited for."""
+        await self._patience.wait_for(lambda: self._book.newest is not None)
+        return self._book.pick(run)
+
+    async def _await_replica(self, key: ReplicaKey) -> None:
+        """Nodes attach and load models after the router has its view; the fleet says so if none came."""
+        await self._patience.wait_for(lambda: key in self._fleet.ready)
 
     async def _decide(self, loaded: Loaded, prompt: Prompt) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
         def blocking() -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:

@@ -17,8 +17,9 @@ from potluck.net.counters import Plane
 from potluck.net.identity import write_private
 from router.book import Loaded, ViewBook
 from router.fleet import Fleet
+from router.patience import Patience
 from router.score import Scorer
-from router.view import View
+from router.view import View, expert_slot
 
 RETRY_S = 5.0
 """After a failed load; the next view of the same run comes sooner, if there is one."""
@@ -41,7 +42,9 @@ class Offer:
 class Loader:
     """Loads one offer at a time. Views that are not full yet wait for their successor."""
 
-    def __init__(self, *, home: Path, book: ViewBook, fleet: Fleet, fetch: Fetch, executor: Executor) -> None:
+    def __init__(
+        self, *, home: Path, book: ViewBook, fleet: Fleet, fetch: Fetch, executor: Executor, patience: Patience
+    ) -> None:
         self._file = home / FILE_NAME
         self._book = book
         self._fleet = fleet
@@ -49,6 +52,16 @@ class Loader:
         self._executor = executor
         self._offers: dict[RunId, Offer] = {}
         self._offered = asyncio.Event()
+        self._patience = patience
+        self._missing: dict[RunId, str] = {}
+        self._failure = ""
+
+    @property
+    def why_empty(self) -> str:
+        """Why nothing is loaded, as far as views that were offered go; empty when none was."""
+        if self._offers:
+            return f"loading failed: {self._failure}" if self._failure else "its models are loading"
+        return "; ".join(self._missing.values())
 
     def offer(self, offer: Offer) -> None:
         """Takes a view from the coordinator; never blocks."""
@@ -113,19 +126,25 @@ class Loader:
 
     async def _try(self, offer: Offer) -> bool:
         try:
-            await self._load(offer, self._fetch)
+            with self._patience.loading():
+                await self._load(offer, self._fetch)
         except PotluckError as error:
             log.fact(
                 "view-not-loaded", run=offer.run, version=offer.version, error_id=error.error_id, why=error.message
             )
+            self._failure = error.message
             return False
+        self._failure = ""
         if self._offers.get(offer.run) is offer:
             del self._offers[offer.run]
         return True
 
     async def _load(self, offer: Offer, fetch: Fetch) -> None:
         view = View.from_json(offer.view_json)
+        self._missing.pop(view.run, None)
         if not view.is_full:
+            missing = [slot for e in range(view.num_experts) if (slot := expert_slot(e)) not in view.slots]
+            self._missing[view.run] = f"run {view.name} has not published {', '.join(missing)}"
             log.fact("view-not-full", run=view.run, version=offer.version, slots=len(view.slots))
             return
         held = self._book.find(view.run)

@@ -51,7 +51,17 @@ class CoordinatorLink:
         self._on_view = on_view
         self._leaving = asyncio.Event()
         self._lost = False
+        self._welcomed = False
+        self._last_error = ""
         self._pause_s = FIRST_PAUSE_S
+
+    @property
+    def why_down(self) -> str:
+        """Why there is no session with the coordinator; empty while there is one."""
+        if self._welcomed:
+            return ""
+        detail = f" ({self._last_error})" if self._last_error else ""
+        return f"it has no session with the coordinator at {self._identity.control_target}{detail}"
 
     def close(self) -> None:
         """Says bye; `run` returns soon after."""
@@ -78,6 +88,7 @@ class CoordinatorLink:
             if not self._leaving.is_set():
                 raise
         finally:
+            self._welcomed = False
             ending.cancel()
             call.cancel()
 
@@ -93,6 +104,7 @@ class CoordinatorLink:
         match item.WhichOneof("item"):
             case "welcome":
                 self._pause_s = FIRST_PAUSE_S
+                self._welcomed, self._last_error = True, ""
                 if self._lost:
                     log.fact("coordinator-back", coordinator=self._identity.control_target)
                 self._lost = False
@@ -120,4 +132,5 @@ class CoordinatorLink:
         self._lost = True
         if isinstance(error, NotReachable) and not isinstance(error, JoinError):
             error = await diagnose(self._identity)
+        self._last_error = error.message
         log.fact("coordinator-lost", error_id=error.error_id, message=error.message, fix=error.fix)

@@ -104,8 +104,10 @@ class World:
         return self.store.put_file(path)
 
     @asynccontextmanager
-    async def router(self, *, http: bool = False) -> AsyncIterator[Router]:
-        options = Options(home=self.folder / "router", host="127.0.0.1", advertise="", port=0, http=http)
+    async def router(self, *, http: bool = False, patience_s: float = 0.0) -> AsyncIterator[Router]:
+        options = Options(
+            home=self.folder / "router", host="127.0.0.1", advertise="", port=0, http=http, patience_s=patience_s
+        )
         daemon = RouterDaemon(self.identity("r", "router"), options)
         where = await daemon.start()
         router = Router(self, daemon, where.address, where.http_port)
@@ -163,6 +165,7 @@ class Node:
         self._world, self._dies_after, self._fails = world, dies_after, fails
         self._credit: dict[int, int] = {}
         self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
         self._channel = open_channel(world.identity(name, "node"), target=target, server_name=ROUTER_NAME)
         self._call: Any = expert_pb2_grpc.ExpertServiceStub(self._channel).Attach()
         self._name = name
@@ -180,7 +183,7 @@ class Node:
         if not self._greeted:
             items.insert(0, pb.AttachUpItem(hello=pb.AttachHello(node_id=self._name, version="0.1.0")))
             self._greeted = True
-        await self._call.write(pb.AttachUp(items=items))
+        await self._write(items)
 
     async def leave(self) -> None:
         self._call.cancel()
@@ -238,7 +241,12 @@ class Node:
             await self._say(pb.AttachUpItem(tokens=pb.TokenChunk(request=work.request, ids=[token], finish=finish)))
 
     async def _say(self, item: pb.AttachUpItem) -> None:
-        await self._call.write(pb.AttachUp(items=[item]))
+        await self._write([item])
+
+    async def _write(self, items: list[pb.AttachUpItem]) -> None:
+        """One write at a time: gRPC refuses a second one on the same stream."""
+        async with self._writing:
+            await self._call.write(pb.AttachUp(items=items))
 
 
 @pytest.fixture

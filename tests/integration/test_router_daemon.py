@@ -50,7 +50,18 @@ def wait_for_router(admin: AdminClient, state: str) -> Any:
 
 
 def test_a_router_joins_is_found_leaves_in_good_order_and_comes_back(tmp_path: Path) -> None:
-    router = ("router", "--home", str(tmp_path / "router"), "--host", "127.0.0.1", "--port", "0", "--http")
+    router = (
+        "router",
+        "--home",
+        str(tmp_path / "router"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--http",
+        "--patience",
+        "0",
+    )
     log = tmp_path / "router.log"
     with coordinator(tmp_path) as admin:
         (join,) = admin.invite(count=1, expires_ms=60_000, role="router")

@@ -14,6 +14,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import torch
+from grpc_health.v1 import health_pb2
 
 from potluck.client import AsyncRouterClient, Generated, RouterClient
 from potluck.errors import JoinError, NotReachable, PotluckError, UsageError
@@ -214,6 +215,36 @@ async def test_health_follows_view_and_replicas(router_world: Any) -> None:
 
 
 @in_loop
+async def test_requests_that_come_before_the_first_view_wait_for_it_and_for_its_replicas(router_world: Any) -> None:
+    view = router_world.view()
+    async with router_world.router(patience_s=PATIENCE_S) as router, router.client() as client:
+        routing = asyncio.create_task(client.route(TEXT))
+        scoring = asyncio.create_task(client.score(TEXT))
+        generating = asyncio.create_task(collect(client.generate(TEXT, max_tokens=3), ids := []))
+        router.offer(view, 1)
+        routed = await routing
+        assert not scoring.done()
+        assert not generating.done()
+        await router.attach("n", view)
+        assert (await scoring).expert == routed.expert
+        await generating
+    assert 1 <= len(ids) <= 3
+
+
+@in_loop
+async def test_a_missing_view_has_a_cause(router_world: Any) -> None:
+    async with router_world.router() as router, router.client() as client:
+        with pytest.raises(NotReachable, match="no session with the coordinator"):
+            await client.route(TEXT)
+        view = router_world.view()
+        router.offer(replace(view, slots={"expert-0": view.slots["expert-0"]}), 1)
+        await router.health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        with pytest.raises(NotReachable, match="run fox has not published expert-1, expert-2") as caught:
+            await client.route(TEXT)
+        assert caught.value.error_id == "net.no-view"
+
+
+@in_loop
 async def test_a_router_starts_from_its_disk_without_the_coordinator(router_world: Any) -> None:
     view = router_world.view()
     async with router_world.router() as router, router.client() as client:
@@ -267,7 +298,11 @@ async def test_short_and_wrong_requests(router_world: Any) -> None:
             assert caught.value.error_id == error_id
         with pytest.raises(UsageError) as caught:
             await anext(client.generate(TEXT, temperature=-1.0))
-        assert caught.value.error_id == "usage.bad-value"
+        assert caught.value.error_id == "usage.bad-sampling"
+        with pytest.raises(UsageError, match="max_tokens = 1025") as caught:
+            await anext(client.generate(TEXT, max_tokens=1025))
+        assert caught.value.error_id == "usage.bad-sampling"
+        assert "1 to 1024" in caught.value.fix
     expected = [
         float(prefix_mean_nll(m, np.array([[5, 6]], np.uint16), prefix=2, batch_size=1)[0])
         for m in router_world.routers

@@ -98,7 +98,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     )
     with Cluster(folder / "cluster") as cluster:
         coordinator = cluster.start_coordinator()
-        router = cluster.start_router("r")
+        router = cluster.start_router("r", "--patience", "0")
         nodes = (cluster.start_node("a"), cluster.start_node("b"))
         cluster.put_corpus(job.files)
         before = Service(
