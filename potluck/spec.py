@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from potluck.config import from_mapping, to_mapping
@@ -256,6 +256,11 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     _require(isinstance(priority, int), "priority", priority, "an integer")
     if "corpus" in body:
         raise SpecError("spec.unknown-key", "unknown key corpus", 'write data = "folder"; the digest is computed')
+    allowed = {item.name for item in fields(RunSpec)} - {"corpus"}
+    for key in body:
+        if key not in allowed:
+            fix = f"allowed here: {', '.join(sorted(allowed | {'data', 'name', 'priority'}))}"
+            raise SpecError("spec.unknown-key", f"unknown key {key}", fix)
     file = RunFile(data=data, name=name, priority=priority, body=body)
     file.canonical(Digest("0" * 64))
     return file
