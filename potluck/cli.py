@@ -12,7 +12,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
+
+from potluck.commands.output import Output
+from potluck.errors import InvariantViolation, PotluckError, ResourceError, UsageError
 
 COMMANDS: dict[str, str] = {
     "up": "start a coordinator and print a join string",
@@ -32,7 +35,13 @@ COMMANDS: dict[str, str] = {
     "down": "stop every daemon started under this home",
 }
 EXIT_INTERRUPTED = 130
-EXIT_BUG = 70
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses arguments as every other refusal is told: with an id and a fix, and as JSON where that was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("usage.bad-arguments", message, " ".join(self.format_usage().split()))
 
 
 class Command(Protocol):
@@ -52,28 +61,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(_version() + "\n")
         return 0
+    output = Output(as_json="--json" in words)
     if words[0] not in COMMANDS:
-        _root_parser().error(f"unknown command {words[0]!r}: choose from {', '.join(COMMANDS)}")
+        fix = f"choose from {', '.join(COMMANDS)}"
+        return _told(UsageError("usage.bad-arguments", f"unknown command {words[0]!r}", fix), output)
     # Read by gRPC at import: a refused handshake is told in our words, not in its log lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("GLOG_minloglevel", "2")
     command = cast(Command, importlib.import_module(f"potluck.commands.{words[0]}"))
     summary = COMMANDS[words[0]]
-    parser = argparse.ArgumentParser(prog=f"potluck {words[0]}", description=summary[0].upper() + summary[1:] + ".")
+    parser = Parser(prog=f"potluck {words[0]}", description=summary[0].upper() + summary[1:] + ".")
     command.configure(parser)
-    return _guarded(command, parser.parse_args(words[1:]))
+    return _guarded(command, parser, words[1:], output)
 
 
-def _guarded(command: Command, args: argparse.Namespace) -> int:
-    from potluck.commands.output import Output
-    from potluck.errors import PotluckError
-
-    output = Output(as_json=getattr(args, "json", False))
+def _guarded(command: Command, parser: argparse.ArgumentParser, words: Sequence[str], output: Output) -> int:
     try:
-        return command.run(args)
+        return command.run(parser.parse_args(words))
     except PotluckError as error:
-        output.error(error)
-        return error.exit_code
+        return _told(error, output)
     except KeyboardInterrupt:
         output.note("interrupted")
         return EXIT_INTERRUPTED
@@ -81,10 +87,20 @@ def _guarded(command: Command, args: argparse.Namespace) -> int:
         # The reader of our output went away (`potluck nodes | head`): nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except OSError as error:
+        where = str(error.filename) if error.filename is not None else "a file or socket"
+        fix = "see that the path is of the right kind, may be written, and has room"
+        return _told(ResourceError("resource.io", f"{where}: {error.strerror or error}", fix), output)
+    except Exception as error:
         traceback.print_exc()
-        output.note("this is a mistake in potluck; the lines above say where")
-        return EXIT_BUG
+        what = f"{type(error).__name__}: {error}"
+        fix = "this is a mistake in potluck; the traceback on stderr says where"
+        return _told(InvariantViolation("bug.unexpected", what, fix), output)
+
+
+def _told(error: PotluckError, output: Output) -> int:
+    output.error(error)
+    return error.exit_code
 
 
 def _root_parser() -> argparse.ArgumentParser:

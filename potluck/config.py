@@ -20,12 +20,14 @@ def load_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file.
 
     Raises:
-        SpecError: ``spec.not-found`` or ``spec.not-toml``, with the line.
+        SpecError: ``spec.not-found``, ``spec.not-a-file`` or ``spec.not-toml``, with the line.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError("spec.not-found", f"no spec file at {path}", "check the path") from None
+    except IsADirectoryError:
+        raise SpecError("spec.not-a-file", f"{path} is a folder, not a spec file", "name the TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError("spec.not-toml", f"{path}: {error}", "write it as TOML (https://toml.io)") from None
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
+import shlex
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from potluck.commands.output import Output
+from potluck.commands.output import Output, shown
 from potluck.errors import UsageError
 
 EXIT_INTERRUPTED = 130
@@ -56,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, previous)
     output.result(report)
     if serve:
-        name, home = _command_name(), _shown(demo.home.root)
+        home = shlex.quote(shown(demo.home.root))
         output.next_step(
-            f'{name} route "def main():" --home {home}',
-            f'{name} generate "def main():" --home {home}',
-            f"make down   # stops the daemons; or {name} down --home {home}",
+            f'potluck route "def main():" --home {home}',
+            f'potluck generate "def main():" --home {home}',
+            f"potluck down --home {home}   # stops the daemons",
         )
     return 0
 
@@ -83,15 +81,3 @@ def _stop(stop: Callable[[bool], object], output: Output) -> None:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop(True)
-
-
-def _command_name() -> str:
-    """`potluck` if the shell would find this very one, else its path."""
-    here = Path(sys.executable).with_name("potluck")
-    found = shutil.which("potluck")
-    return "potluck" if found is not None and Path(found).resolve() == here.resolve() else _shown(here)
-
-
-def _shown(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

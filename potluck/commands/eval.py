@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
         report = report_of(client, home, find_run(client, args.run))
     output.result(report)
     output.line(render(report))
-    output.next_step(f"potluck report {args.run}{home_option(home)}   # report.html with curves and tables")
+    which = f" {args.run}" if args.run else ""
+    output.next_step(f"potluck report{which}{home_option(home)}   # report.html with curves and tables")
     return 0

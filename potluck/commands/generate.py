@@ -27,7 +27,6 @@ def run(args: argparse.Namespace) -> int:
     pieces: list[str] = []
     ids: list[int] = []
     finish, expert = "", 0
-    output.raw(args.text)
     with router_client(home, args.router) as client:
         stream = client.generate(
             args.text,
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
         for piece in stream:
-            output.raw(piece.text)
+            output.raw(piece.text if pieces else args.text + piece.text)
             pieces.append(piece.text)
             ids.extend(piece.ids)
             finish, expert = piece.finish, piece.expert

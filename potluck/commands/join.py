@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     output.result({"pid": node.record.pid, **node.record.ready})
     output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")
     if args.detach:
-        output.next_step("potluck nodes   # on the coordinator's machine", f"potluck down{home_option(home)}")
+        elsewhere = ["potluck nodes   # on the coordinator's machine"]
+        output.next_step(f"potluck down{home_option(home)}", elsewhere=elsewhere)
         return 0
     return run_in_foreground([node], output)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 from potluck.formatting import human_bytes, human_count
+
+if TYPE_CHECKING:
+    from potluck.v1 import admin_pb2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +49,21 @@ def run(args: argparse.Namespace) -> int:
         output.line("nobody has joined yet")
         output.next_step(f"potluck invite{home_option(home)}")
         return 0
-    rows = [
-        [
-            node.name or node.node,
-            node.role,
-            node.state,
-            f"{node.activity} {node.label}".strip(),
-            human_count(node.tokens_per_second) if node.tokens_per_second else "-",
-            human_bytes(node.rss_bytes) if node.rss_bytes else "-",
-            f"{node.silent_ms / 1000:.0f} s",
-        ]
-        for node in nodes
-    ]
-    output.table(["name", "role", "state", "doing", "tokens/s", "memory", "silent"], rows, left=4)
+    rows = [row(node) for node in nodes]
+    output.table(["node", "role", "state", "doing", "tokens/s", "in use", "silent"], rows, left=4)
     return 0
+
+
+def row(node: admin_pb2.NodeInfo) -> list[str]:
+    """A node as a line of the table; names may be equal, ids are not."""
+    # Of a node that has not come back since the coordinator started, nothing was ever heard.
+    unheard = node.state == "gone" and not node.silent_ms
+    return [
+        node.node,
+        node.role,
+        node.state,
+        f"{node.activity} {node.label}".strip(),
+        human_count(node.tokens_per_second) if node.tokens_per_second else "-",
+        human_bytes(node.rss_bytes) if node.rss_bytes else "-",
+        "-" if unheard else f"{node.silent_ms / 1000:.0f} s",
+    ]

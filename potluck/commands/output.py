@@ -7,10 +7,13 @@ Colour and motion appear only where a terminal is.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potluck.errors import PotluckError
@@ -20,6 +23,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PROGRESS_INTERVAL_S = 2.0
+
+
+def command_name() -> str:
+    """`potluck` if the shell would find this very program under that name, else how to call it."""
+    here = Path(sys.executable).with_name("potluck")
+    found = shutil.which("potluck")
+    if found is not None and Path(found).resolve() == here.resolve():
+        return "potluck"
+    return shown(here) if here.is_file() else f"{shown(Path(sys.executable))} -m potluck.cli"
+
+
+def shown(path: Path) -> str:
+    """A path as it is shortest to type from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 class Output:
@@ -50,12 +68,17 @@ class Output:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
-    def next_step(self, *commands: str) -> None:
-        """What to try next, on stderr; silent with --json."""
+    def next_step(self, *commands: str, elsewhere: Sequence[str] = ()) -> None:
+        """What to try next, on stderr; silent with --json.
+
+        Args:
+            commands: each starts with `potluck`, which is printed as what the shell here knows it by.
+            elsewhere: the same for other machines, printed as it is.
+        """
         if self.as_json:
             return
         self.note("\nnext:")
-        for command in commands:
+        for command in [*elsewhere, *(command_name() + command.removeprefix("potluck") for command in commands)]:
             self.note(f"  {command}")
 
     def error(self, error: PotluckError) -> None:

@@ -15,28 +15,35 @@ from potluck.commands.options import add_common
 from potluck.commands.output import Output
 from potluck.commands.runs import WORKER_BYTES, read_run_file
 from potluck.commands.text import estimate
-from potluck.errors import ResourceError, UsageError
+from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count, human_seconds
 from potluck.ids import Digest
 from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of
-from potluck.spec import RunSpec
+from potluck.spec import MAX_EXPERTS, RunSpec
 from potluck.specfile import same_call, spec_text
+
+MAX_MINUTES = 7 * 24 * 60
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("target", type=Path, metavar="DATA|SPEC", help="text to train on, or a spec file to check")
-    parser.add_argument("--minutes", type=float, default=0.0, help="size a run of this many minutes for this machine")
+    parser.add_argument("--minutes", type=float, default=None, help="size a run of this many minutes for this machine")
     parser.add_argument("--nodes", type=int, default=4, help="expert nodes that will share this machine (default 4)")
     parser.add_argument("--out", type=Path, default=Path("spec.toml"), help="where to write the spec (spec.toml)")
+    parser.add_argument("--force", action="store_true", help="write over a spec that another call wrote")
     parser.add_argument("--name", default="", help="the run's name")
 
 
 def run(args: argparse.Namespace) -> int:
     output = Output(as_json=args.json)
-    if args.minutes:
-        size_run(args.target, args.out, minutes=args.minutes, nodes=args.nodes, name=args.name, output=output)
+    if args.minutes is not None:
+        how = {"minutes": args.minutes, "nodes": args.nodes, "name": args.name, "force": args.force}
+        size_run(args.target, args.out, **how, output=output)
         args.target = args.out
+    elif args.target.is_dir():
+        fix = f"size a run for its text with `potluck plan --minutes 30 {args.target}`, or name a spec file"
+        raise SpecError("spec.not-a-file", f"{args.target} is a folder, and a folder needs --minutes", fix)
     file, data = read_run_file(args.target)
     spec = file.canonical(Digest("0" * 64))
     text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
@@ -47,24 +54,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def size_run(data: Path, out: Path, *, minutes: float, nodes: int, name: str, output: Output) -> None:
+def size_run(
+    data: Path, out: Path, *, minutes: float, nodes: int, name: str, output: Output, force: bool = True
+) -> None:
     """Writes a spec that this machine should finish in `minutes`; the same call again keeps the file.
 
+    Args:
+        force: write over a file that another call wrote.
+
     Raises:
-        UsageError: ``usage.bad-minutes``.
+        UsageError: ``usage.bad-value``, or ``usage.file-exists`` without `force`.
     """
-    if not 0 < minutes <= 7 * 24 * 60:
-        raise UsageError("usage.bad-minutes", f"--minutes {minutes:g}", "give more than 0 and at most a week")
+    if not 0 < minutes <= MAX_MINUTES:
+        fix = f"give more than 0 and at most {MAX_MINUTES}, a week"
+        raise UsageError("usage.bad-value", f"--minutes {minutes:g}", fix)
+    if not 1 <= nodes <= MAX_EXPERTS:
+        raise UsageError("usage.bad-value", f"--nodes {nodes}", f"give 1 to {MAX_EXPERTS}")
+    if out.is_dir():
+        raise UsageError("usage.bad-value", f"--out {out} is a folder", f"name a file, such as {out / 'spec.toml'}")
     call = {"minutes": minutes, "data": str(data.resolve()), "nodes": nodes, "name": name}
     if same_call(out, call):
         output.note(f"{out} was written by this same call; it is used as it is")
         return
+    if out.exists() and not force:
+        message = f"{out} is there already, and another call wrote it"
+        raise UsageError("usage.file-exists", message, "name another file with --out, or add --force")
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = estimate(data, vocab_size=1024, output=output)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with output.timed(f"timing steps on {cores} core(s)"):
         machine = Machine(cores=cores, nodes=nodes, rates=measure(cores))
     sized = choose(minutes, machine, train_tokens=int(text["train_tokens"]))
-    out.parent.mkdir(parents=True, exist_ok=True)
     remarks = _remarks(sized, machine, minutes)
     body = spec_text(sized.spec, data=os.path.relpath(data, out.parent), name=name or "run", call=call, remarks=remarks)
     out.write_text(body, encoding="utf-8")
@@ -112,7 +132,7 @@ def _show(spec: RunSpec, cost: Cost, text: Mapping[str, Any], output: Output) ->
                 "random_split": cost.random_split_flops,
             },
             "commit_steps": cost.commit_steps,
-            "memory_bytes": cost.expert_memory_bytes,
+            "memory_bytes": cost.expert_memory_bytes + WORKER_BYTES,
             "train_tokens": train,
             "epochs": {"experts": cost.expert_tokens / train, "dense": cost.dense_tokens / train},
         }

@@ -11,7 +11,7 @@ from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
 from potluck.commands.runs import find_run, run_summary, show_run, submit
-from potluck.errors import PotluckError, Refused
+from potluck.errors import Refused
 from potluck.ids import short
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ def _follow(run: str, args: argparse.Namespace, output: Output) -> int:
 
 def raise_unless_finished(info: admin_pb2.RunInfo) -> None:
     """Raises:
-    PotluckError: ``refused.run-cancelled``, or what the run failed of.
+    Refused: ``refused.run-cancelled`` or ``refused.run-failed``, with what it failed of.
     """
     if info.state == "cancelled":
         fix = "start its spec again to take it up where it stopped"
         raise Refused("refused.run-cancelled", f"run {short(info.run)} was cancelled", fix)
     if info.state != "finished":
-        raise PotluckError("refused.run-failed", f"run {short(info.run)} is {info.state}: {info.reason}")
+        fix = "mend what the message says, then start its spec again: it goes on from what is committed"
+        raise Refused("refused.run-failed", f"run {short(info.run)} {info.state}: {info.reason}", fix)
 
 
 def _cancel(args: argparse.Namespace, output: Output) -> int:
@@ -99,7 +100,8 @@ def _cancel(args: argparse.Namespace, output: Output) -> int:
         info = find_run(client, args.run)
         answer = client.cancel_run(info.run, request_id=uuid.uuid4().hex)
     if not answer.cancelled:
-        raise Refused("refused.not-cancelled", f"run {short(info.run)} was not cancelled: {answer.reason}")
+        fix = f"see what it does with `potluck run status {short(info.run)}`"
+        raise Refused("refused.not-cancelled", f"run {short(info.run)} was not cancelled: {answer.reason}", fix)
     output.result({"run": info.run, "cancelled": True})
     output.line(f"run {short(info.run)} cancelled; its committed work stays")
     return 0

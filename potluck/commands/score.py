@@ -8,6 +8,7 @@ import math
 from potluck.commands.home import open_home, router_client
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
+from potluck.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,10 @@ def run(args: argparse.Namespace) -> int:
     with router_client(home, args.router) as client:
         scored = client.score(args.text, run=args.run, slot=args.slot)
     count = len(scored.log_probs)
-    nll = -sum(scored.log_probs) / count if count else 0.0
+    if not count:
+        message = f"{args.text!r} is a single token, and the first token of a text has no probability"
+        raise UsageError("usage.too-short", message, "give a longer text")
+    nll = -sum(scored.log_probs) / count
     output.result(
         {
             "expert": scored.expert,

@@ -60,4 +60,4 @@ def _announce(coordinator: Started, home: Home, output: Output, *, detach: bool)
     output.line("join string, for one node (`potluck invite` makes more):")
     output.line(join)
     start_run = f"potluck run start SPEC.toml{suffix}   # here"
-    output.next_step(f"potluck join '{join}'   # on the other machine", start_run, *stop)
+    output.next_step(start_run, *stop, elsewhere=[f"potluck join '{join}'   # on the other machine"])

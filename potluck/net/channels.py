@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 # Read when gRPC is first imported; without it every failed handshake writes to stderr. Daemons set it in `__main__`.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -107,7 +108,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Server
     """Binds a server; returns the port, chosen by the system when 0 was asked for.
 
     Raises:
-        ResourceError: ``resource.port-taken``.
+        ResourceError: ``resource.port-taken``, or ``resource.bad-address``: it is none of this machine's.
         UsageError: ``usage.insecure-not-loopback``: without credentials only loopback may be bound.
     """
     address = join_host_port(host, port)
@@ -119,10 +120,25 @@ def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Server
         else:
             bound = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise _port_taken(address, str(error)) from None
+        raise _cannot_listen(host, address, str(error)) from None
     if bound == 0:
-        raise _port_taken(address, "the system refused it")
+        raise _cannot_listen(host, address, "the system refused it")
     return bound
+
+
+def _cannot_listen(host: str, address: str, why: str) -> ResourceError:
+    bare = host.strip("[]")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(bare, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(where)
+    except (OSError, UnicodeError) as error:
+        return ResourceError(
+            "resource.bad-address",
+            f"cannot listen on {address}: {bare!r} cannot be used as an address here: {error}",
+            "give an address of this machine with --host, or 0.0.0.0 for all of them",
+        )
+    return _port_taken(address, why)
 
 
 def _port_taken(address: str, why: str) -> ResourceError:

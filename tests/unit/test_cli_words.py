@@ -53,9 +53,7 @@ def test_help_loads_neither_torch_nor_grpc(command: str) -> None:
 
 
 def test_an_unknown_command_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["dance"])
-    assert ended.value.code == 2
+    assert main(["dance"]) == 2
     assert "generate" in capsys.readouterr().err
 
 
@@ -100,7 +98,7 @@ def test_durations(text: str, ms: int) -> None:
     assert parse_duration_ms(text) == ms
 
 
-@pytest.mark.parametrize("text", ["", "0h", "24", "h", "1w", "-1h"])
+@pytest.mark.parametrize("text", ["", "0h", "24", "h", "1w", "-1h", "367d", "99999999999999d", "9" * 5000 + "m"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"usage\.bad-duration"):
         parse_duration_ms(text)
