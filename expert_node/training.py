@@ -13,7 +13,7 @@ from expert_node.frames import Message
 from expert_node.outbox import files_by_digest, sync_file, sync_folder
 from expert_node.values import parse_profile, parse_segments
 from potluck.crashpoints import crash_here
-from potluck.errors import DataError
+from potluck.errors import DataError, ResourceError
 from potluck.ids import NO_DIGEST, Digest, Json, canonical_json
 from potluck.lm.checkpoint import CheckpointManifest
 from potluck.recipe import Profile, Recipe, Segment, next_commit
@@ -51,12 +51,14 @@ def train(command: Message, blobs: BlobReader, desk: Reporter) -> None:
     Raises:
         StopRequested: between two steps, when the node wants it.
         DataError: ``data.loss-not-finite``, or files that do not belong to the recipe.
+        ResourceError: ``resource.device``: this machine lacks the profile's device.
     """
     from potluck.lm.train import Trainer
 
     recipe = Recipe.from_json(command["recipe_json"])
     segments = parse_segments(command["segments_json"])
     profile = parse_profile(command["profile_json"])
+    require_device(profile.device)
     if command["head_step"]:
         trainer = Trainer.load(
             recipe,
@@ -68,6 +70,26 @@ def train(command: Message, blobs: BlobReader, desk: Reporter) -> None:
     else:
         trainer = Trainer(recipe, profile)
     Run(trainer, segments, command, blobs, desk).to(command["target_step"])
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that torch does not find on this machine.
+
+    Raises:
+        ResourceError: ``resource.device``.
+    """
+    import torch
+
+    kind, _, index = device.partition(":")
+    found = 1
+    if kind == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    elif kind == "mps":
+        found = int(torch.backends.mps.is_available())
+    if int(index or 0) >= found:
+        what = f"profile.device = {device!r}, but this node has {found} {kind} device(s)"
+        fix = 'set device = "cpu" in the spec\'s [profile], or add a node that has the device'
+        raise ResourceError("resource.device", what, fix)
 
 
 class Run:

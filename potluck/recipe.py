@@ -6,6 +6,8 @@ Step t is 0-based; a head at t has done t steps; ranges are half-open. A row hol
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -28,11 +30,16 @@ class OptimizerConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise SpecError("spec.bad-value", f"optimizer.{name} = {getattr(self, name)}", "allowed: [0, 1)")
-        if self.grad_clip <= 0 or self.epsilon <= 0 or self.weight_decay < 0:
-            raise SpecError("spec.bad-value", f"optimizer {self}", "grad_clip, epsilon > 0; weight_decay >= 0")
+        allowed = {
+            "beta1": (0 <= self.beta1 < 1, "[0, 1)"),
+            "beta2": (0 <= self.beta2 < 1, "[0, 1)"),
+            "epsilon": (0 < self.epsilon < math.inf, "above 0, finite"),
+            "grad_clip": (0 < self.grad_clip < math.inf, "above 0, finite"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more, finite"),
+        }
+        for name, (ok, values) in allowed.items():
+            if not ok:
+                raise SpecError("spec.bad-value", f"optimizer.{name} = {getattr(self, name)}", f"allowed: {values}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +53,14 @@ class Schedule:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.total_steps < 1 or not 0 <= self.warmup_steps <= self.total_steps:
-            raise SpecError("spec.bad-value", f"schedule {self}", "learning_rate > 0, 0 <= warmup <= total, total >= 1")
+        ok = 0 < self.learning_rate < math.inf and 0 <= self.final_fraction <= 1
+        if not ok or self.total_steps < 1 or not 0 <= self.warmup_steps <= self.total_steps:
+            fix = "finite learning_rate > 0, final_fraction in [0, 1], 0 <= warmup <= total, total >= 1"
+            raise SpecError("spec.bad-value", f"schedule {self}", fix)
+
+
+MAX_THREADS = 256
+_DEVICE = re.compile(r"cpu|cuda|cuda:[0-9]{1,2}|mps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +73,11 @@ class Profile:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise SpecError("spec.bad-value", f"profile.threads = {self.threads}", "give at least 1")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise SpecError("spec.bad-value", f"profile.threads = {self.threads}", f"allowed: 1 to {MAX_THREADS}")
+        if not _DEVICE.fullmatch(self.device):
+            allowed = "allowed: cpu, cuda, cuda:N, mps"
+            raise SpecError("spec.bad-value", f"profile.device = {self.device!r}", allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ outside. Starting the same canonical spec again resumes the run.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -44,6 +45,9 @@ class ModelShape:
             return ModelShape(hidden=p.hidden, layers=p.layers, heads=p.heads, ffn=p.ffn)
         for name in ("hidden", "layers", "heads", "ffn"):
             _require(getattr(self, name) > 0, f"{where}.{name}", getattr(self, name), "1 or more, or give a preset")
+        if self.hidden % (2 * self.heads):
+            what = f"{where}.hidden = {self.hidden} with {where}.heads = {self.heads}"
+            raise SpecError("spec.bad-value", what, "hidden must be a multiple of 2 x heads, for rotary pairs")
         return self
 
     def config(self, *, vocab: int, context: int) -> ModelConfig:
@@ -83,7 +87,7 @@ class RouterSpec:
 
     def __post_init__(self) -> None:
         _require(self.rounds >= 1, "routers.rounds", self.rounds, "1 or more")
-        _require(self.learning_rate > 0, "routers.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.learning_rate < math.inf, "routers.learning_rate", self.learning_rate, "above 0, finite")
         _require(self.batch_size >= 1, "routers.batch_size", self.batch_size, "1 or more")
         _require(self.score_batch >= 1, "routers.score_batch", self.score_batch, "1 or more")
         _require(0 <= self.warmup_fraction < 1, "routers.warmup_fraction", self.warmup_fraction, "[0, 1)")
@@ -106,7 +110,9 @@ class ExpertSpec:
         _require(2 <= self.num <= MAX_EXPERTS, "experts.num", self.num, f"2 to {MAX_EXPERTS}")
         _require(self.chunks >= 1, "experts.chunks", self.chunks, "1 or more")
         _require(self.batch_size >= 1, "experts.batch_size", self.batch_size, "1 or more")
-        _require(self.learning_rate > 0, "experts.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.learning_rate < math.inf, "experts.learning_rate", self.learning_rate, "above 0, finite")
+        _require(0 <= self.warmup_fraction < 1, "experts.warmup_fraction", self.warmup_fraction, "[0, 1)")
+        _require(0 <= self.final_fraction <= 1, "experts.final_fraction", self.final_fraction, "[0, 1]")
         per_step = self.num * self.batch_size
         ok = self.chunk_sequences > 0 and self.chunk_sequences % per_step == 0
         _require(ok, "experts.chunk_sequences", self.chunk_sequences, f"a multiple of num x batch_size = {per_step}")
@@ -124,7 +130,9 @@ class DenseSpec:
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "1 or more")
-        _require(self.learning_rate > 0, "dense.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.learning_rate < math.inf, "dense.learning_rate", self.learning_rate, "above 0, finite")
+        _require(0 <= self.warmup_fraction < 1, "dense.warmup_fraction", self.warmup_fraction, "[0, 1)")
+        _require(0 <= self.final_fraction <= 1, "dense.final_fraction", self.final_fraction, "[0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +162,8 @@ class SearchSpec:
         if self.mode == "grid":
             for name in lists:
                 values = getattr(self, name)
-                _require(bool(values) and min(values) > 0, f"search.{name}", list(values), "a list of positive numbers")
+                ok = bool(values) and all(0 < value < math.inf for value in values)
+                _require(ok, f"search.{name}", list(values), "a list of positive, finite numbers")
         if self.mode == "recorded":
             _require(bool(self.table), "search.table", self.table, "the path of a committed search table")
 
@@ -168,8 +177,10 @@ class EvalSpec:
     publish_dense: bool = True
 
     def __post_init__(self) -> None:
-        _require(0.5 < self.confidence < 1, "eval.confidence", self.confidence, "between 0.5 and 1")
-        _require(self.bootstrap_samples >= 100, "eval.bootstrap_samples", self.bootstrap_samples, "100 or more")
+        _require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "1 or more")
+        _require(self.probe_rows >= 1, "evaluation.probe_rows", self.probe_rows, "1 or more")
+        _require(0.5 < self.confidence < 1, "evaluation.confidence", self.confidence, "between 0.5 and 1")
+        _require(self.bootstrap_samples >= 100, "evaluation.bootstrap_samples", self.bootstrap_samples, "100 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +204,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         _require(self.spec_version == SPEC_VERSION, "spec_version", self.spec_version, str(SPEC_VERSION))
-        _require(self.bytes_per_token > 0, "bytes_per_token", self.bytes_per_token, "above 0")
+        _require(0 < self.bytes_per_token < math.inf, "bytes_per_token", self.bytes_per_token, "above 0, finite")
         per_round = self.experts.num * self.routers.batch_size
         ok = self.routers.chunk_sequences > 0 and self.routers.chunk_sequences % per_round == 0
         allowed = f"a multiple of experts.num x routers.batch_size = {per_round}"
