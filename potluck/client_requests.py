@@ -44,14 +44,14 @@ def checked_text(argument: str, text: str) -> str:
     return text
 
 
-def checked_integer(argument: str, value: int, *, bits: int) -> int:
-    """A signed integer of at most so many bits.
+def checked_integer(argument: str, value: int, *, bits: int, allowed: str = "") -> int:
+    """A signed integer of at most so many bits; `allowed` says the narrower range that the receiver takes.
 
     Raises:
         UsageError: ``usage.bad-value``.
     """
     limit = 1 << (bits - 1)
-    return _within(argument, value, -limit, limit - 1)
+    return _within(argument, value, -limit, limit - 1, allowed)
 
 
 def route_request(prompt: Prompt, run: str) -> router_pb2.RouteRequest:
@@ -74,9 +74,9 @@ def generate_request(
     request = router_pb2.GenerateRequest(
         run=checked_text("run", run),
         slot=checked_text("slot", slot),
-        max_tokens=checked_integer("max_tokens", max_tokens, bits=32),
+        max_tokens=checked_integer("max_tokens", max_tokens, bits=32, allowed="1 to 1024"),
         temperature=temperature,
-        top_k=checked_integer("top_k", top_k, bits=32),
+        top_k=checked_integer("top_k", top_k, bits=32, allowed="0 (no limit) or more"),
         top_p=top_p,
         seed=_within("seed", seed, 0, MAX_SEED),
     )
@@ -91,7 +91,7 @@ def _token_ids(ids: Sequence[int]) -> router_pb2.TokenIds:
     return router_pb2.TokenIds(ids=[_within(f"ids[{i}]", token, 0, MAX_TOKEN_ID) for i, token in enumerate(ids)])
 
 
-def _within(argument: str, value: int, least: int, most: int) -> int:
+def _within(argument: str, value: int, least: int, most: int, allowed: str = "") -> int:
     if not least <= value <= most:
-        raise UsageError("usage.bad-value", f"{argument} = {value}", f"give {least} to {most}")
+        raise UsageError("usage.bad-value", f"{argument} = {value}", f"give {allowed or f'{least} to {most}'}")
     return value

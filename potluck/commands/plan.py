@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from potluck.commands.home import home_option, open_home
 from potluck.commands.measure import measure
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     cost = cost_of(spec)
     _show(spec, cost, text, output)
     _require_memory(cost)
-    output.next_step(f"potluck run start {args.target}")
+    output.next_step(f"potluck run start {args.target}{home_option(open_home(args.home))}")
     return 0
 
 
