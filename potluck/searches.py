@@ -25,9 +25,9 @@ SEARCHES = (
     Searched(
         rung=8,
         table="benchmarks/search/quick.json",
-        expert_batch=16,
-        expert_learning_rate=1.2e-2,
-        dense_batch=32,
+        expert_batch=8,
+        expert_learning_rate=2.4e-2,
+        dense_batch=16,
         dense_learning_rate=1.2e-2,
     ),
     Searched(
