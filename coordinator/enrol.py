@@ -74,19 +74,23 @@ class Enrolment:
         self._one = asyncio.Lock()
 
     async def enrol(
-        self, *, token: str, csr_pem: bytes, curve_public_key: str, name: str
+        self, *, token: str, csr_pem: bytes, curve_public_key: str, name: str, wanted_role: str = ""
     ) -> tuple[PeerEnrolled, bytes]:
         """Spends a token: who the peer is from now on, and its certificate.
 
+        Args:
+            wanted_role: what the joiner is; an invitation for another role stays unspent. Empty: any.
+
         Raises:
-            JoinError: ``join.unknown-token``, ``join.token-spent``, ``join.token-expired``, ``join.bad-request``.
+            JoinError: ``join.unknown-token``, ``join.token-spent``, ``join.token-expired``, ``join.wrong-role``,
+                ``join.bad-request``.
         """
         if not _Z85_KEY.fullmatch(curve_public_key):
             raise JoinError("join.bad-request", "the data-plane key is not 40 characters of Z85", "use equal versions")
         digest = token_digest(token)
         async with self._one:
             invite, number, taken = await self._runtime.read(lambda state: _look(state, digest, curve_public_key))
-            role = self._check(invite)
+            role = self._check(invite, wanted_role)
             if taken:
                 raise JoinError("join.bad-request", "the data-plane key belongs to another peer", "join with a new key")
             node = NodeId(f"{role[0]}{number}-{_slug(name)}")
@@ -106,7 +110,7 @@ class Enrolment:
         log.fact("enrolled", node=node, role=role)
         return event, certificate_pem
 
-    def _check(self, invite: Invite | None) -> str:
+    def _check(self, invite: Invite | None, wanted_role: str) -> str:
         """The role an invitation gives, if it still holds. A refused token leaves no trace in the journal."""
         if invite is None:
             raise JoinError("join.unknown-token", "no invitation has this token", _ASK_AGAIN)
@@ -114,6 +118,9 @@ class Enrolment:
             raise JoinError("join.token-spent", "this invitation has been used", _ASK_AGAIN)
         if self._runtime.unix_ms() > invite.expires_unix_ms:
             raise JoinError("join.token-expired", "this invitation has expired", _ASK_AGAIN)
+        if wanted_role and wanted_role != invite.role:
+            what = f"this invitation is for a {invite.role}, not a {wanted_role}; it has not been used up"
+            raise JoinError("join.wrong-role", what, f"ask for another: potluck invite --role {_shown(wanted_role)}")
         return invite.role
 
 
@@ -134,6 +141,7 @@ class EnrolService(node_pb2_grpc.EnrolServiceServicer):
             csr_pem=request.csr_pem,
             curve_public_key=request.curve_public_key,
             name=request.name or request.hello.hostname,
+            wanted_role=request.wanted_role,
         )
         return node_pb2.EnrolResponse(
             node_id=peer.node,

@@ -94,7 +94,7 @@ def identity_of(home: Path, join: str, name: str, *, insecure: bool) -> Identity
     except JoinError as error:
         if error.error_id != "join.no-identity" or not join:
             raise
-        identity = enrol(join, name=name, hello=make_hello(boot_id=""))
+        identity = enrol(join, name=name, hello=make_hello(boot_id=""), wanted_role="router")
         if identity.role == "router":
             identity.save(folder)
             log.fact("enrolled", node=identity.node_id, coordinator=identity.control_target)

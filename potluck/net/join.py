@@ -89,16 +89,17 @@ def new_token() -> str:
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
-def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello) -> Identity:
+def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello, wanted_role: str = "") -> Identity:
     """Joins a coordinator; blocks. Call it before the event loop or in a thread.
 
     Args:
         name: the display name wished for; the coordinator chooses the id.
         hello: who and what this program is.
+        wanted_role: the role the invitation must give, or it is refused unspent; empty: any.
 
     Raises:
         JoinError: ``join.malformed``, ``join.wrong-fingerprint``, or what the coordinator answers
-            (``join.token-used`` and others).
+            (``join.token-spent``, ``join.wrong-role`` and others).
         NotReachable: nobody there, or no answer in time.
     """
     parsed = JoinString.parse(join_string) if isinstance(join_string, str) else join_string
@@ -106,7 +107,12 @@ def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello) 
     key_pem, csr_pem = new_key_and_csr(name)
     curve = new_curve_keys()
     request = node_pb2.EnrolRequest(
-        token=parsed.token, csr_pem=csr_pem, curve_public_key=curve.public, hello=hello, name=name
+        token=parsed.token,
+        csr_pem=csr_pem,
+        curve_public_key=curve.public,
+        hello=hello,
+        name=name,
+        wanted_role=wanted_role,
     )
     with _enrolment_channel(parsed, target) as channel, rpc_errors():
         # Without wait_for_ready: with it every cause reads "Deadline Exceeded".

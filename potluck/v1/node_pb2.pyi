@@ -28,12 +28,15 @@ class EnrolRequest(google.protobuf.message.Message):
     CURVE_PUBLIC_KEY_FIELD_NUMBER: builtins.int
     HELLO_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
+    WANTED_ROLE_FIELD_NUMBER: builtins.int
     token: builtins.str
     csr_pem: builtins.bytes
     curve_public_key: builtins.str
     """Z85, for the data plane"""
     name: builtins.str
     """wished display name; the coordinator chooses the id"""
+    wanted_role: builtins.str
+    """refused before the token is spent if the invitation gives another; empty: any"""
     @property
     def hello(self) -> potluck.v1.common_pb2.Hello: ...
     def __init__(
@@ -44,9 +47,10 @@ class EnrolRequest(google.protobuf.message.Message):
         curve_public_key: builtins.str = ...,
         hello: potluck.v1.common_pb2.Hello | None = ...,
         name: builtins.str = ...,
+        wanted_role: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["csr_pem", b"csr_pem", "curve_public_key", b"curve_public_key", "hello", b"hello", "name", b"name", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["csr_pem", b"csr_pem", "curve_public_key", b"curve_public_key", "hello", b"hello", "name", b"name", "token", b"token", "wanted_role", b"wanted_role"]) -> None: ...
 
 Global___EnrolRequest: typing_extensions.TypeAlias = EnrolRequest
 

@@ -207,6 +207,17 @@ async def test_a_token_is_good_for_one_enrolment(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_an_invitation_for_another_role_is_refused_unspent(tmp_path: Path) -> None:
+    async with coordinator(tmp_path) as c:
+        join, hello = str(c.ready["join"]), make_hello(boot_id="a")
+        with pytest.raises(JoinError, match="for a node, not a router") as caught:
+            await asyncio.to_thread(enrol, join, name="one", hello=hello, wanted_role="router")
+        assert caught.value.error_id == "join.wrong-role"
+        identity = await asyncio.to_thread(enrol, join, name="one", hello=hello, wanted_role="node")
+        assert identity.role == "node"
+
+
+@in_loop
 async def test_tokens_sent_at_the_same_time_give_different_ids(tmp_path: Path) -> None:
     async with coordinator(tmp_path) as c, open_channel(c.admin) as admin:
         answer = await admin_stub(admin).Invite(admin_pb2.InviteRequest(count=6), timeout=DEADLINE_S)
