@@ -30,6 +30,10 @@ class Record:
     licence: str
 
 
+MAX_NAMED = 5
+"""Files named in a message."""
+
+
 def list_files(data: Path) -> tuple[list[Path], list[Path]]:
     """Text files to read, sorted by relative path, and files passed over as not text.
 
@@ -49,7 +53,8 @@ def list_files(data: Path) -> tuple[list[Path], list[Path]]:
     for path in found:
         (passed_over if _is_binary(path) else kept).append(path)
     if not kept:
-        raise CorpusError("corpus.empty", f"no text file in {data}", "put .txt, .md, source or .jsonl files there")
+        what = f"no text file in {data}{_why_passed_over(data, passed_over)}"
+        raise CorpusError("corpus.empty", what, "put .txt, .md, source or .jsonl files in UTF-8 there")
     return kept, passed_over
 
 
@@ -143,6 +148,14 @@ def _decode(data: bytes, path: Path, offset: int, line: int = 0) -> str:
 
 def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
+
+
+def _why_passed_over(data: Path, passed_over: list[Path]) -> str:
+    if not passed_over:
+        return ""
+    names = ", ".join(path.relative_to(data).as_posix() for path in passed_over[:MAX_NAMED])
+    more = f" and {len(passed_over) - MAX_NAMED} more" if len(passed_over) > MAX_NAMED else ""
+    return f"; passed over as not text (a zero byte near the start): {names}{more}"
 
 
 def _is_binary(path: Path) -> bool:

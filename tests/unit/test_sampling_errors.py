@@ -28,6 +28,12 @@ def empty_folder(folder: Path) -> Path:
     return folder / "nothing"
 
 
+def only_binary(folder: Path) -> Path:
+    (folder / "in").mkdir()
+    (folder / "in" / "photo.txt").write_bytes(b"GIF\0\1")
+    return folder / "in"
+
+
 def small_source(folder: Path) -> Path:
     (folder / "in" / "big").mkdir(parents=True)
     (folder / "in" / "tiny").mkdir()
@@ -41,6 +47,7 @@ GOOD = b'{"text": "good"}\n'
 CASES: list[tuple[str, Writer, tuple[str, ...]]] = [
     ("corpus.missing", lambda folder: folder / "absent", ("absent",)),
     ("corpus.empty", empty_folder, ("nothing",)),
+    ("corpus.empty", only_binary, ("photo.txt", "zero byte")),
     ("corpus.empty", file_with("blank.jsonl", b'\n{"text": "  "}\n'), ("blank.jsonl",)),
     ("corpus.not-utf8", file_with("a.txt", b"one\ntwo \xe9 three"), ("a.txt, line 2", "0xe9", "offset 8")),
     ("corpus.not-utf8", file_with("a.jsonl", GOOD + b'{"text": "\xff"}\n'), ("a.jsonl, line 2", "offset 27")),
