@@ -7,9 +7,10 @@ the dense twin and the random split need tokens only.
 
 from __future__ import annotations
 
-from coordinator.core.values import Finished, Publication
+from coordinator.core.values import Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
 from coordinator.plans.smalltalk_models import (
+    Probed,
     final_weights,
     want_dense,
     want_experts,
@@ -25,6 +26,10 @@ from coordinator.plans.smalltalk_text import Text, too_small, want_text
 from potluck.config import to_mapping
 from potluck.ids import canonical_json
 from potluck.spec import RunSpec
+
+
+MAX_NAMED = 4
+"""Slots without a publication that the last stage names."""
 
 
 def advance(spec: RunSpec, corpus: CorpusFacts, results: Results) -> Wanted:
@@ -60,22 +65,21 @@ def _train(scene: Scene, text: Text) -> Wanted:
         expert_search=expert_choice,
         dense_search=dense_choice,
     )
-    publish, all_probed = _want_publications(scene, contest)
+    probed = _want_publications(scene, contest)
+    publish = tuple(probe.publication for probe in probed if probe.publication is not None)
     report = want_report(scene, contest, routers.frozen, routers.purity)
-    if report is None or not all_probed:
+    if report is None or not all(probe.is_complete for probe in probed):
         stage = _stage(scene, routers, _models_stage(scene, contest))
         return wishes.wanted(stage, publish=publish, serving_json=serving)
     finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
-    return wishes.wanted("done", publish=publish, outcome=finished, serving_json=serving)
+    return wishes.wanted(_last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
 
 
-def _want_publications(scene: Scene, contest: Contest) -> tuple[tuple[Publication, ...], bool]:
+def _want_publications(scene: Scene, contest: Contest) -> list[Probed]:
     slots = {f"expert-{index}": training for index, training in enumerate(contest.experts)}
     if contest.dense is not None and scene.spec.evaluation.publish_dense:
         slots["dense"] = contest.dense
-    probed = [want_probes(scene, training, slot) for slot, training in slots.items()]
-    publications = tuple(probe.publication for probe in probed if probe.publication is not None)
-    return publications, all(probe.is_complete for probe in probed)
+    return [want_probes(scene, training, slot) for slot, training in slots.items()]
 
 
 def _serving_json(scene: Scene, routers: Routers) -> str:
@@ -101,6 +105,14 @@ def _stage(scene: Scene, routers: Routers, later: str) -> str:
     if routers.frozen is None:
         return f"routers in round {routers.round_index + 1} of {scene.spec.routers.rounds}"
     return later
+
+
+def _last_stage(probed: list[Probed]) -> str:
+    refused = [probe.refusal for probe in probed if probe.refusal]
+    if not refused:
+        return "done"
+    more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
+    return f"done; not published: {', '.join(refused[:MAX_NAMED])}{more}"
 
 
 def _models_stage(scene: Scene, contest: Contest) -> str:

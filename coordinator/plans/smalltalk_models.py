@@ -27,6 +27,8 @@ class Probed:
     """The last checkpoint that passed."""
     is_complete: bool
     """Every probe up to the last step has been taken."""
+    refusal: str = ""
+    """The slot and the last probe's figures, where no checkpoint has passed."""
 
 
 def want_experts(
@@ -103,6 +105,7 @@ def want_probes(scene: Scene, training: Training, slot: str) -> Probed:
     commits = scene.wishes.results.commits(training.recipe.id)
     publication: Publication | None = None
     before: float | None = None
+    refusal = ""
     is_complete = True
     for step in _probe_steps(training.total_steps, tuple(commits)):
         if step is None:
@@ -125,7 +128,13 @@ def want_probes(scene: Scene, training: Training, slot: str) -> Probed:
                 tokenizer=scene.text.tokenizer,
                 model_json=canonical_json(to_mapping(training.recipe.model)),
             )
-    return Probed(publication=publication, is_complete=is_complete)
+        elif publication is None:
+            refusal = f"{slot} (probe {_shown(nll)}, ln V {bound:.2f})"
+    return Probed(publication=publication, is_complete=is_complete, refusal="" if publication else refusal)
+
+
+def _shown(nll: Json) -> str:
+    return f"{nll:.2f}" if isinstance(nll, int | float) else "not finite"
 
 
 def _probe_steps(total: int, steps: tuple[int, ...]) -> list[int | None]:

@@ -312,6 +312,9 @@ def test_a_checkpoint_that_fails_its_probe_is_not_published_and_the_one_before_s
         fold.done[probe.id] = replace(last, figures={"mean_nll": None, "finite": False, "log_vocab": 5.7})
     wanted = fold.advance()
     assert [one.slot for one in wanted.publish] == ["expert-1", "dense"]
+    assert wanted.stage == "done; not published: expert-0 (probe not finite, ln V 5.70)"
+    fold.done[probes[-1].id] = replace(last, figures={"mean_nll": 7.012, "finite": True, "log_vocab": 5.7})
+    assert fold.advance().stage == "done; not published: expert-0 (probe 7.01, ln V 5.70)"
     assert isinstance(wanted.outcome, Finished)
 
 
