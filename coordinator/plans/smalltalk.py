@@ -27,7 +27,6 @@ from potluck.config import to_mapping
 from potluck.ids import canonical_json
 from potluck.spec import RunSpec
 
-
 MAX_NAMED = 4
 """Slots without a publication that the last stage names."""
 
