@@ -67,6 +67,7 @@ async def serve(identity: Identity, options: Options) -> None:
     daemon = RouterDaemon(identity, options)
     try:
         where = await daemon.start()
+        await daemon.introduced()
         ready = {"event": "ready", "node_id": identity.node_id, "pid": os.getpid(), **dataclasses.asdict(where)}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()

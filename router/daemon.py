@@ -35,6 +35,8 @@ from router.patience import LONGEST_WAIT_S, Patience
 from router.service import RouterServicer
 from router.session import CoordinatorLink
 
+INTRODUCTION_S = 5.0
+"""How long the coordinator may take to hear of this router before it is called ready all the same."""
 GRACE_S = 5.0
 """Time for open requests after the router was told to stop."""
 SERVICE_NAMES = (
@@ -132,6 +134,13 @@ class RouterDaemon:
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         self._patience.renew()
         return where
+
+    async def introduced(self) -> None:
+        """Returns once the coordinator names this router to clients; soon, too, when it does not answer."""
+        assert self._link is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(INTRODUCTION_S):
+                await self._link.tried()
 
     async def stop(self) -> None:
         """Stops taking requests, lets open ones end, says bye to nodes and coordinator."""

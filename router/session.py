@@ -52,6 +52,7 @@ class CoordinatorLink:
         self._leaving = asyncio.Event()
         self._lost = False
         self._welcomed = False
+        self._first_outcome = asyncio.Event()
         self._last_error = ""
         self._pause_s = FIRST_PAUSE_S
 
@@ -63,6 +64,10 @@ class CoordinatorLink:
         detail = f" ({self._last_error})" if self._last_error else ""
         return f"it has no session with the coordinator at {self._identity.control_target}{detail}"
 
+    async def tried(self) -> None:
+        """Returns once the coordinator has said welcome, or the first dial has failed."""
+        await self._first_outcome.wait()
+
     def close(self) -> None:
         """Says bye; `run` returns soon after."""
         self._leaving.set()
@@ -73,6 +78,7 @@ class CoordinatorLink:
             try:
                 await self._stream()
             except grpc.RpcError as error:
+                self._first_outcome.set()
                 await self._say_lost(error_from_rpc(error))
             if not await self._left_within(self._pause_s):
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -105,6 +111,7 @@ class CoordinatorLink:
             case "welcome":
                 self._pause_s = FIRST_PAUSE_S
                 self._welcomed, self._last_error = True, ""
+                self._first_outcome.set()
                 if self._lost:
                     log.fact("coordinator-back", coordinator=self._identity.control_target)
                 self._lost = False

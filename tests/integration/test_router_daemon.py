@@ -66,7 +66,8 @@ def test_a_router_joins_is_found_leaves_in_good_order_and_comes_back(tmp_path: P
     with coordinator(tmp_path) as admin:
         (join,) = admin.invite(count=1, expires_ms=60_000, role="router")
         with daemon(*router, "--join", join, log=log) as (process, ready):
-            node = wait_for_router(admin, "live")
+            (node,) = [node for node in admin.list_nodes().nodes if node.role == "router"]
+            assert node.state == "live"
             assert node.address == ready["address"] == f"127.0.0.1:{ready['port']}"
             assert node.node == ready["node_id"]
             assert ready["http_port"] > 0
