@@ -6,36 +6,36 @@ They share our terminal's process group, so Ctrl+C reaches them without us; SIGT
 from __future__ import annotations
 
 import signal
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from potluck.commands.daemons import Started, forget
 from potluck.commands.output import Output
 
 
-def run_in_foreground(daemons: Sequence[Started], output: Output) -> int:
-    """Waits until all daemons have ended; returns the worst of their exit codes."""
-    output.note("\nrunning; Ctrl+C drains and stops, a second one stops at once")
+def run_in_foreground(daemons: Sequence[Started], output: Output, announce: Callable[[], None]) -> int:
+    """Announces the daemons and waits until all have ended; returns the worst of their exit codes.
+
+    Signals are taken before anybody is told that we run: whoever reads the announcement may send one at once.
+    """
 
     def pass_on(number: int, _: FrameType | None) -> None:
         for daemon in daemons:
             if daemon.process.poll() is None:
                 daemon.process.send_signal(signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGTERM, pass_on)
+    def say_so(number: int, _: FrameType | None) -> None:
+        output.note("draining ...")
+
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, say_so)
     try:
-        codes = [_wait(daemon.process, output) for daemon in daemons]
+        announce()
+        output.note("\nrunning; Ctrl+C drains and stops, a second one stops at once")
+        codes = [daemon.process.wait() for daemon in daemons]
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         for daemon in daemons:
             forget(daemon)
     return max((abs(code) for code in codes), default=0)
-
-
-def _wait(process: subprocess.Popen[bytes], output: Output) -> int:
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            output.note("draining ...")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
+from potluck.commands.daemons import Started
 from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
-from potluck.commands.home import home_option, open_home
+from potluck.commands.home import Home, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -24,10 +26,15 @@ def run(args: argparse.Namespace) -> int:
     node = start_member(
         "expert_node", home.node(), arguments, join=args.join, home=home, detach=args.detach, output=output
     )
-    output.result({"pid": node.record.pid, **node.record.ready})
-    output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")
+    announce = partial(_announce, node, home, output)
     if args.detach:
+        announce()
         elsewhere = ["potluck nodes   # on the coordinator's machine"]
         output.next_step(f"potluck down{home_option(home)}", elsewhere=elsewhere)
         return 0
-    return run_in_foreground([node], output)
+    return run_in_foreground([node], output, announce)
+
+
+def _announce(node: Started, home: Home, output: Output) -> None:
+    output.result({"pid": node.record.pid, **node.record.ready})
+    output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
+from potluck.commands.daemons import Started
 from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
-from potluck.commands.home import ROUTER_PORT, home_option, open_home
+from potluck.commands.home import ROUTER_PORT, Home, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 
@@ -27,8 +29,15 @@ def run(args: argparse.Namespace) -> int:
     router = start_member(
         "router", home.router, arguments, join=args.join, home=home, detach=args.detach, output=output
     )
+    announce = partial(_announce, router, home, output)
+    if args.detach:
+        announce()
+        return 0
+    return run_in_foreground([router], output, announce)
+
+
+def _announce(router: Started, home: Home, output: Output) -> None:
     output.result({"pid": router.record.pid, **router.record.ready})
     address = router.record.ready.get("address", "")
     output.line(f"router at {address}: pid {router.record.pid}, state in {home.router}")
     output.next_step(f'potluck route "def main():"{home_option(home)}', f'potluck generate "The"{home_option(home)}')
-    return 0 if args.detach else run_in_foreground([router], output)

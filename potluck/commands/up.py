@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from potluck.commands.daemons import Started, start
 from potluck.commands.enrolment import start_member
@@ -36,10 +37,11 @@ def run(args: argparse.Namespace) -> int:
     started = [coordinator]
     if args.with_node:
         started.insert(0, _start_node(home, detach=args.detach, output=output))
-    _announce(coordinator, home, output, detach=args.detach)
+    announce = partial(_announce, coordinator, home, output, detach=args.detach)
     if args.detach:
+        announce()
         return 0
-    return run_in_foreground(started, output)
+    return run_in_foreground(started, output, announce)
 
 
 def _start_node(home: Home, *, detach: bool, output: Output) -> Started:
