@@ -16,7 +16,8 @@ import pytest
 from potluck.client import AdminClient
 from potluck.errors import JoinError, NotReachable, ResourceError
 from potluck.net.identity import Identity
-from potluck.net.join import JoinString
+from potluck.net.join import JoinString, enrol
+from potluck.net.version import make_hello
 from tests.integration.harness import Cluster
 
 OTHER_VERSION = "9.9.0"
@@ -70,6 +71,7 @@ def other_version(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_join_string_works_once(cluster: Cluster, tmp_path: Path) -> None:
     join = cluster.invite("node")
     assert router(tmp_path / "r", "--join", join).says("join.wrong-role")
+    enrol(join, name="first", hello=make_hello(boot_id="first"))  # the refusal has not used it up
     second = node(tmp_path / "n", "--join", join)
     assert second.exit_code == JoinError.exit_code
     assert second.says("join.token-spent")
