@@ -20,6 +20,7 @@ from coordinator.core.events import (
     LeaseRenewed,
     LeaseRequested,
     LeaseReturned,
+    PeerEnrolled,
     PeerRevoked,
     PlanAdvanced,
     RunCancelled,
@@ -76,6 +77,7 @@ class Checkers:
         self.results = ResultBook(kernel, self.plans)
         self.leases = LeaseBook(kernel, settings, self.plans, self.results)
         self.nodes = NodeBook()
+        self.enrolled: set[NodeId] = set()
         self._kernel = kernel
         self._asked: dict[tuple[NodeId, str], _Asked] = {}
         self._boots: dict[NodeId, str] = {}
@@ -104,9 +106,12 @@ class Checkers:
                 if self.plans.advanced(event, self.results.done):
                     self.results.finished(event.run)
                 self.leases.end_unwanted()
+            case PeerEnrolled():
+                self.enrolled.add(event.node)
             case PeerRevoked():
-                self.results.revoked.add(event.node)
-                self.leases.end_of_node(event.node)
+                if event.node in self.enrolled:
+                    self.results.revoked.add(event.node)
+                    self.leases.end_of_node(event.node)
             case LeaseRequested():
                 assert answer is not None
                 self.leases.requested(event, answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 
 from tests.simulation.weather import PACKETS, POINTS, STRIKES
@@ -76,7 +75,6 @@ def failure_text(outcome: Outcome) -> str:
         f"world {outcome.seed}: {outcome.violation}",
         f"again: python -m tests.simulation --seed {outcome.seed}",
         outcome.story,
+        outcome.raised,
     ]
-    if outcome.violation.__cause__ is not None:
-        parts.append("".join(traceback.format_exception(outcome.violation.__cause__)))
     return "\n".join(parts)

@@ -12,10 +12,13 @@ class Violation(Exception):
     """A promise was broken. `check` is the stable name of the check that saw it."""
 
     def __init__(self, check: str, what: str, work: str = "") -> None:
-        super().__init__(f"{check}: {what}")
+        super().__init__(check, what, work)  # all of them, so that it survives the way between processes
         self.check = check
         self.what = what
         self.work = work
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.what}"
 
 
 class Story:

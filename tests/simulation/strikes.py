@@ -81,6 +81,8 @@ class Strikes:
         trusted = [node for node in self._world.nodes if not node.revoked]
         if node is None or node.revoked or len(trusted) <= LEFT_TO_WORK or self._chance.random() < 0.7:
             return
+        if node.name not in self._world.checkers.enrolled:
+            return
         self._kernel.mark("revoke-node")
         node.revoked = True
         name = node.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Outcome:
     seed: int
     marks: Counter[str]
     violation: Violation | None
+    raised: str
+    """The traceback, if the product raised."""
     story: str
     finished_ms: int
 
@@ -263,22 +266,20 @@ def run_world(seed: int) -> Outcome:
     """Never raises: a violation, or an exception of the product, is the outcome."""
     world = World(seed)
     violation: Violation | None = None
+    raised = ""
     finished_ms = 0
     try:
         finished_ms = world.live()
     except Violation as found:
         violation = found
     except Exception as error:
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        at = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else "?"
-        violation = Violation("nothing-raises", f"{type(error).__name__}: {error} at {at}")
-        violation.__cause__ = error
+        violation = Violation("nothing-raises", f"{type(error).__name__}: {error}")
+        raised = traceback.format_exc()
     return Outcome(
         seed=seed,
         marks=world.kernel.marks,
         violation=violation,
+        raised=raised,
         story=world.checkers.story.told(violation.work) if violation is not None else "",
         finished_ms=finished_ms,
     )
