@@ -41,6 +41,7 @@ table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabul
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
+td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: system-ui, sans-serif; }
 .text { fill: var(--quiet); font-size: 12px; } .small { fill: var(--quiet); font-size: 9.5px; }
@@ -205,7 +206,7 @@ def _how(report: Mapping[str, Any]) -> str:
         ],
         ["ledger", escape(ledger)],
     ]
-    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)
+    rows = "".join(f'<tr><td>{name}</td><td class="wrap">{value}</td></tr>' for name, value in facts)
     return search + f'<div class="scroll"><table>{rows}</table></div>'
 
 
