@@ -114,7 +114,9 @@ def test_the_second_block_of_the_readme_trains_with_a_node_that_joined(tmp_path:
         assert routed.returncode == 0, routed.stderr
         assert run([*potluck, "eval", "--home", str(first)]).returncode == 0
         assert run([*potluck, "ledger", "--home", str(first)]).returncode == 0
-        assert generate[0] == "generate"
+        generated = run([*potluck, *generate, "--home", str(first)])
+        assert generated.returncode == 0, generated.stderr
+        assert generated.stdout.startswith("Once")
     finally:
         for home in (second, first):
             run([*potluck, "down", "--home", str(home), "--now"])
