@@ -19,16 +19,8 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from potluck.errors import (
-    DataError,
-    InvariantViolation,
-    JoinError,
-    NotReachable,
-    PotluckError,
-    Refused,
-    ResourceError,
-    UsageError,
-)
+from potluck.errors import NotReachable, PotluckError, Refused
+from potluck.net.remote_errors import CLASS_BY_PREFIX, error_from_id
 
 Kind = Literal["coordinator", "expert_node", "router"]
 READY_TIMEOUT_S = 60.0
@@ -37,15 +29,6 @@ DRAIN_S = 30.0
 """A node finishes its step and hands over its outbox in this time; then it is told again, firmly."""
 STOP_S = 5.0
 LOG_TAIL_LINES = 12
-ERRORS: Mapping[str, type[PotluckError]] = {
-    "join": JoinError,
-    "usage": UsageError,
-    "net": NotReachable,
-    "refused": Refused,
-    "resource": ResourceError,
-    "data": DataError,
-    "bug": InvariantViolation,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +174,10 @@ def _own_words(log: Sequence[str]) -> PotluckError | None:
     """The error a daemon ended with, as it printed it: `[id] message`, then its fix."""
     for number in range(len(log) - 1, -1, -1):
         match = re.match(r"\[(([a-z]+)\.[a-z-]+)\] (.*)", log[number])
-        if match is not None and match[2] in ERRORS:
+        if match is not None and match[2] in CLASS_BY_PREFIX:
             rest = log[number + 1 :]
             fix = next((line.partition("fix: ")[2] for line in rest if line.startswith("  fix: ")), "")
-            return ERRORS[match[2]](match[1], match[3], fix)
+            return error_from_id(match[1], match[3], fix)
     return None
 
 
