@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from potluck.lm.config import PRESETS, ModelConfig
-from potluck.recipe import OptimizerConfig, Recipe, Schedule
+from potluck.recipe import AdamWConfig, Recipe, Schedule
 
 VOCAB, BATCH, SEQUENCE, PREFIX = 1024, 16, 128, 32
 TURNS = 3
@@ -27,12 +27,12 @@ TURNS = 3
 
 def recipe_of(preset: str, columns: int) -> Recipe:
     p = PRESETS[preset]
-    shape = {"hidden": p.hidden, "layers": p.layers, "heads": p.heads, "ffn": p.ffn}
+    model = ModelConfig(vocab=VOCAB, context=columns, hidden=p.hidden, layers=p.layers, heads=p.heads, ffn=p.ffn)
     return Recipe(
         role="expert",
         index=0,
-        model=ModelConfig(vocab=VOCAB, context=columns, **shape),
-        optimizer=OptimizerConfig(),
+        model=model,
+        optimizer=AdamWConfig(),
         schedule=Schedule(kind="constant", learning_rate=3e-3, warmup_steps=10, total_steps=1000),
         batch_size=BATCH,
         columns=columns,

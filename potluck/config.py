@@ -54,12 +54,24 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
     return cls(**values)
 
 
+def added(default: Any) -> Any:
+    """A field that joined its class after a release: left out of the canonical form while it has its default.
+
+    So what was digested before the field existed keeps its digest, and a lineage its id.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def to_mapping(value: Any) -> Any:
-    """The inverse of `from_mapping`: plain dicts, lists and scalars, every default written out."""
+    """The inverse of `from_mapping`: plain dicts, lists and scalars, `added` fields with their default left out."""
     if isinstance(value, str | int | float | None):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_mapping(getattr(value, name)) for name in _field_names(type(value))}
+        return {
+            name: to_mapping(item)
+            for name, default in _written_fields(type(value))
+            if (item := getattr(value, name)) != default
+        }
     if isinstance(value, tuple | list):
         return [to_mapping(item) for item in value]
     if isinstance(value, Mapping):
@@ -68,10 +80,12 @@ def to_mapping(value: Any) -> Any:
 
 
 @functools.cache
-def _field_names(cls: type) -> tuple[str, ...]:
-    """Plans write the same classes out thousands of times a run."""
+def _written_fields(cls: type) -> tuple[tuple[str, object], ...]:
+    """Names, with the value that leaves a field out. Plans write the same classes out thousands of times a run."""
     assert dataclasses.is_dataclass(cls)
-    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
+    always = object()
+    fields = (field for field in dataclasses.fields(cls) if field.init)
+    return tuple((field.name, field.default if "added" in field.metadata else always) for field in fields)
 
 
 @functools.cache
@@ -94,7 +108,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
         if value is None:
             return None
-        return _convert(inner[0], value, where)
+        return _convert(_chosen(inner, value, where), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool):
@@ -110,6 +124,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if supertype is not None:
         return hint(_convert(supertype, value, where))
     raise TypeError(f"{where}: no conversion for {hint}")
+
+
+def _chosen(options: list[Any], value: Any, where: str) -> Any:
+    """Of several dataclasses the one whose tag, a Literal field of one value, the table has; else the first."""
+    if len(options) == 1:
+        return options[0]
+    tag = next(name for name, hint in _hints(options[0]).items() if typing.get_origin(hint) is typing.Literal)
+    by_tag = {typing.get_args(_hints(option)[tag])[0]: option for option in options}
+    if not isinstance(value, Mapping) or tag not in value:
+        return options[0]
+    if value[tag] not in by_tag:
+        allowed = ", ".join(map(str, by_tag))
+        raise SpecError("spec.bad-value", f"{where}.{tag} = {value[tag]!r}", f"allowed: {allowed}")
+    return by_tag[value[tag]]
 
 
 def _wrong_type(where: str, wanted: str, value: Any) -> SpecError:

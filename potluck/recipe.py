@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from potluck.config import from_mapping, to_mapping
+from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest, LineageId, canonical_json, digest_json
 from potluck.lm.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class AdamWConfig:
     """AdamW; SmallTalk's betas and decay (2410.03529, section 3) are the defaults."""
 
     name: Literal["adamw"] = "adamw"
@@ -30,16 +31,67 @@ class OptimizerConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        allowed = {
-            "beta1": (0 <= self.beta1 < 1, "[0, 1)"),
-            "beta2": (0 <= self.beta2 < 1, "[0, 1)"),
-            "epsilon": (0 < self.epsilon < math.inf, "above 0, finite"),
-            "grad_clip": (0 < self.grad_clip < math.inf, "above 0, finite"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more, finite"),
-        }
-        for name, (ok, values) in allowed.items():
-            if not ok:
-                raise SpecError("spec.bad-value", f"optimizer.{name} = {getattr(self, name)}", f"allowed: {values}")
+        _check_optimizer(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdEMAMixConfig:
+    """AdEMAMix (2409.03137): AdamW with a second, slow average of the gradients.
+
+    It is at work in steps [from_fraction, until_fraction) of the run and is AdamW outside of them, so a
+    switch from AdamW and back is a matter of two numbers. Its schedulers count from the first such step.
+    """
+
+    name: Literal["ademamix"] = "ademamix"
+    beta1: float = 0.9
+    """0 keeps no fast average: AdamW's memory."""
+    beta2: float = 0.999
+    beta3: float = 0.0
+    """Of the slow average; 0 in a spec derives it from the run's length, a recipe has the number."""
+    alpha: float = 8.0
+    warmup_fraction: float = 1.0
+    """T_alpha and T_beta3, as a fraction of the steps it is at work; 0 starts at the final values."""
+    from_fraction: float = 0.0
+    until_fraction: float = 1.0
+    slow_dtype: Literal["float32", "bfloat16"] = "float32"
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self)
+        _check_values(
+            self,
+            {
+                "beta3": (self.beta3 == 0 or self.beta1 <= self.beta3 < 1, "0 (derived), or beta1 or more, below 1"),
+                "alpha": (0 <= self.alpha < math.inf, "0 or more, finite"),
+                "warmup_fraction": (0 <= self.warmup_fraction <= 1, "[0, 1]"),
+                "from_fraction": (0 <= self.from_fraction < 1, "[0, 1)"),
+                "until_fraction": (self.from_fraction < self.until_fraction <= 1, "above from_fraction, at most 1"),
+            },
+        )
+
+
+OptimizerConfig = AdamWConfig | AdEMAMixConfig
+
+
+def _check_optimizer(config: OptimizerConfig) -> None:
+    _check_values(
+        config,
+        {
+            "beta1": (0 <= config.beta1 < 1, "[0, 1)"),
+            "beta2": (0 <= config.beta2 < 1, "[0, 1)"),
+            "epsilon": (0 < config.epsilon < math.inf, "above 0, finite"),
+            "grad_clip": (0 < config.grad_clip < math.inf, "above 0, finite"),
+            "weight_decay": (0 <= config.weight_decay < math.inf, "0 or more, finite"),
+        },
+    )
+
+
+def _check_values(config: OptimizerConfig, allowed: Mapping[str, tuple[bool, str]]) -> None:
+    for name, (ok, values) in allowed.items():
+        if not ok:
+            raise SpecError("spec.bad-value", f"optimizer.{name} = {getattr(config, name)}", f"allowed: {values}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +112,7 @@ class Schedule:
 
 
 MAX_THREADS = 256
+MAX_PROCESSES = 64
 _DEVICE = re.compile(r"cpu|cuda|cuda:[0-9]{1,2}|mps")
 
 
@@ -70,11 +123,22 @@ class Profile:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
+    """Of each process."""
     compile: bool = False
+    micro_batch: int = added(0)
+    """Rows of a batch whose gradients are taken at once; 0 takes them all. Must divide the batch."""
+    activation_checkpointing: bool = added(False)
+    """Blocks are computed again in the backward pass instead of being kept; the bits stay."""
+    processes: int = added(1)
+    """Data-parallel processes on the node, each with an equal share of the rows."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
             raise SpecError("spec.bad-value", f"profile.threads = {self.threads}", f"allowed: 1 to {MAX_THREADS}")
+        if self.micro_batch < 0:
+            raise SpecError("spec.bad-value", f"profile.micro_batch = {self.micro_batch}", "allowed: 0 (all) or more")
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise SpecError("spec.bad-value", f"profile.processes = {self.processes}", f"allowed: 1 to {MAX_PROCESSES}")
         if not _DEVICE.fullmatch(self.device):
             allowed = "allowed: cpu, cuda, cuda:N, mps"
             raise SpecError("spec.bad-value", f"profile.device = {self.device!r}", allowed)

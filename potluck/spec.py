@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from potluck.config import from_mapping, to_mapping
+from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest, RunId, canonical_json, digest_json
 from potluck.lm.config import PRESETS, ModelConfig
-from potluck.recipe import OptimizerConfig, Profile
+from potluck.recipe import AdamWConfig, OptimizerConfig, Profile
 
 SPEC_VERSION = 1
 MAX_EXPERTS = 256
@@ -50,9 +50,15 @@ class ModelShape:
             raise SpecError("spec.bad-value", what, "hidden must be a multiple of 2 x heads, for rotary pairs")
         return self
 
-    def config(self, *, vocab: int, context: int) -> ModelConfig:
+    def config(self, *, vocab: int, context: int, attention: Literal["row", "document"] = "row") -> ModelConfig:
         return ModelConfig(
-            vocab=vocab, hidden=self.hidden, layers=self.layers, heads=self.heads, ffn=self.ffn, context=context
+            vocab=vocab,
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            ffn=self.ffn,
+            context=context,
+            attention=attention,
         )
 
 
@@ -64,6 +70,8 @@ class TextSpec:
     prefix_length: int = 32
     """M: the tokens a routing decision sees."""
     packing: Literal["document", "shuffled"] = "document"
+    attention: Literal["row", "document"] = added("row")
+    """`document`: a token of a row sees only its own document."""
 
     def __post_init__(self) -> None:
         _require(260 <= self.vocab_size <= 65_536, "text.vocab_size", self.vocab_size, "260 to 65536")
@@ -195,15 +203,18 @@ class RunSpec:
     dense: DenseSpec = field(default_factory=DenseSpec)
     controls: ControlSpec = field(default_factory=ControlSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     profile: Profile = field(default_factory=Profile)
     evaluation: EvalSpec = field(default_factory=EvalSpec)
     bytes_per_token: float = 64.0
     """Commit budget: checkpoint bytes per trained token (design, section 13)."""
+    memory_mib: int = added(0)
+    """Memory a training step may take: micro-batch and activation checkpointing are chosen to fit. 0: no bound."""
     spec_version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
         _require(self.spec_version == SPEC_VERSION, "spec_version", self.spec_version, str(SPEC_VERSION))
+        _require(self.memory_mib >= 0, "memory_mib", self.memory_mib, "0 (no bound) or more")
         _require(0 < self.bytes_per_token < math.inf, "bytes_per_token", self.bytes_per_token, "above 0, finite")
         per_round = self.experts.num * self.routers.batch_size
         ok = self.routers.chunk_sequences > 0 and self.routers.chunk_sequences % per_round == 0
@@ -226,10 +237,14 @@ class RunSpec:
         return from_mapping(RunSpec, json.loads(text))
 
     def expert_model(self) -> ModelConfig:
-        return self.experts.model.config(vocab=self.text.vocab_size, context=self.text.sequence_length + 1)
+        return self.experts.model.config(
+            vocab=self.text.vocab_size, context=self.text.sequence_length + 1, attention=self.text.attention
+        )
 
     def router_model(self) -> ModelConfig:
-        return self.routers.model.config(vocab=self.text.vocab_size, context=self.text.prefix_length)
+        return self.routers.model.config(
+            vocab=self.text.vocab_size, context=self.text.prefix_length, attention=self.text.attention
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +274,8 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
         SpecError: naming the key and what is allowed.
     """
     body = dict(raw)
+    if isinstance(body.get("optimizer"), str):
+        body["optimizer"] = {"name": body["optimizer"]}
     data = body.pop("data", "")
     name = body.pop("name", "run")
     priority = body.pop("priority", 0)

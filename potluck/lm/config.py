@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from potluck.config import added
 from potluck.errors import SpecError
 
 
@@ -19,6 +21,8 @@ class ModelConfig:
     """Width of the SwiGLU's inner layer, D_ff."""
     context: int
     """Longest sequence the rotary table is built for."""
+    attention: Literal["row", "document"] = added("row")
+    """`document`: a token sees only its own document, positions begin anew after each `<eod>` (token 0)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "hidden", "layers", "heads", "ffn", "context"):

@@ -184,6 +184,11 @@ class LineageInfo(google.protobuf.message.Message):
     LOSS_FIELD_NUMBER: builtins.int
     LIVE_STEP_FIELD_NUMBER: builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: builtins.int
+    GRAD_NORM_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    FLOPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    MFU_FIELD_NUMBER: builtins.int
+    RSS_BYTES_FIELD_NUMBER: builtins.int
     lineage: builtins.str
     label: builtins.str
     role: builtins.str
@@ -195,6 +200,11 @@ class LineageInfo(google.protobuf.message.Message):
     loss: builtins.float
     live_step: builtins.int
     tokens_per_second: builtins.float
+    grad_norm: builtins.float
+    learning_rate: builtins.float
+    flops_per_second: builtins.float
+    mfu: builtins.float
+    rss_bytes: builtins.int
     def __init__(
         self,
         *,
@@ -208,8 +218,13 @@ class LineageInfo(google.protobuf.message.Message):
         loss: builtins.float = ...,
         live_step: builtins.int = ...,
         tokens_per_second: builtins.float = ...,
+        grad_norm: builtins.float = ...,
+        learning_rate: builtins.float = ...,
+        flops_per_second: builtins.float = ...,
+        mfu: builtins.float = ...,
+        rss_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["head", b"head", "head_step", b"head_step", "label", b"label", "lineage", b"lineage", "live_step", b"live_step", "loss", b"loss", "node", b"node", "role", b"role", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["flops_per_second", b"flops_per_second", "grad_norm", b"grad_norm", "head", b"head", "head_step", b"head_step", "label", b"label", "learning_rate", b"learning_rate", "lineage", b"lineage", "live_step", b"live_step", "loss", b"loss", "mfu", b"mfu", "node", b"node", "role", b"role", "rss_bytes", b"rss_bytes", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]) -> None: ...
 
 Global___LineageInfo: typing_extensions.TypeAlias = LineageInfo
 

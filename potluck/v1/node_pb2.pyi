@@ -538,6 +538,10 @@ class Heartbeat(google.protobuf.message.Message):
     TOKENS_TOTAL_FIELD_NUMBER: builtins.int
     DATA_BYTES_IN_FIELD_NUMBER: builtins.int
     DATA_BYTES_OUT_FIELD_NUMBER: builtins.int
+    GRAD_NORM_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    FLOPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    MFU_FIELD_NUMBER: builtins.int
     fence: builtins.int
     """0 when idle"""
     activity: builtins.str
@@ -553,6 +557,13 @@ class Heartbeat(google.protobuf.message.Message):
     """trained by this process since it started"""
     data_bytes_in: builtins.int
     data_bytes_out: builtins.int
+    grad_norm: builtins.float
+    """before clipping; 0 when not known"""
+    learning_rate: builtins.float
+    flops_per_second: builtins.float
+    """of training, by the recipe's count (6 N a token and attention)"""
+    mfu: builtins.float
+    """the same over the device's measured peak; 0 when not known"""
     def __init__(
         self,
         *,
@@ -566,8 +577,12 @@ class Heartbeat(google.protobuf.message.Message):
         tokens_total: builtins.int = ...,
         data_bytes_in: builtins.int = ...,
         data_bytes_out: builtins.int = ...,
+        grad_norm: builtins.float = ...,
+        learning_rate: builtins.float = ...,
+        flops_per_second: builtins.float = ...,
+        mfu: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["activity", b"activity", "data_bytes_in", b"data_bytes_in", "data_bytes_out", b"data_bytes_out", "fence", b"fence", "fraction", b"fraction", "loss", b"loss", "rss_bytes", b"rss_bytes", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activity", b"activity", "data_bytes_in", b"data_bytes_in", "data_bytes_out", b"data_bytes_out", "fence", b"fence", "flops_per_second", b"flops_per_second", "fraction", b"fraction", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "mfu", b"mfu", "rss_bytes", b"rss_bytes", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

@@ -168,6 +168,7 @@ class GenerateRequest(google.protobuf.message.Message):
     TOP_K_FIELD_NUMBER: builtins.int
     TOP_P_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
     text: builtins.str
     run: builtins.str
     slot: builtins.str
@@ -180,6 +181,10 @@ class GenerateRequest(google.protobuf.message.Message):
     seed: builtins.int
     @property
     def tokens(self) -> Global___TokenIds: ...
+    @property
+    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """at most 8, of 1..64 characters: the text ends before the first of them"""
+
     def __init__(
         self,
         *,
@@ -192,9 +197,10 @@ class GenerateRequest(google.protobuf.message.Message):
         top_k: builtins.int = ...,
         top_p: builtins.float = ...,
         seed: builtins.int = ...,
+        stop: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "max_tokens", b"max_tokens", "run", b"run", "seed", b"seed", "slot", b"slot", "temperature", b"temperature", "text", b"text", "tokens", b"tokens", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "max_tokens", b"max_tokens", "run", b"run", "seed", b"seed", "slot", b"slot", "stop", b"stop", "temperature", b"temperature", "text", b"text", "tokens", b"tokens", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["text", "tokens"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
@@ -216,7 +222,7 @@ class GenerateResponse(google.protobuf.message.Message):
     run: builtins.str
     weights: builtins.str
     finish: builtins.str
-    """empty until the last: eod | length"""
+    """empty until the last: eod | length | stop"""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(

@@ -30,7 +30,7 @@ from potluck.net.blobs.store import BlobStore
 from potluck.net.channels import bind, new_server
 from potluck.net.guard import Guard
 from potluck.net.identity import Identity
-from potluck.recipe import OptimizerConfig, Profile, Recipe, Schedule, Segment, Stream
+from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule, Segment, Stream
 from potluck.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 LOOPBACK = "127.0.0.1"
@@ -215,7 +215,7 @@ def recipe(total_steps: int, commit_every: int) -> Recipe:
         role="expert",
         index=0,
         model=MODEL,
-        optimizer=OptimizerConfig(),
+        optimizer=AdamWConfig(),
         schedule=Schedule(kind="constant", learning_rate=1e-3, warmup_steps=1, total_steps=total_steps),
         batch_size=2,
         columns=MODEL.context,

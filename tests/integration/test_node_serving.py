@@ -24,7 +24,7 @@ from potluck.lm.train import Trainer
 from potluck.net.channels import bind, new_server
 from potluck.net.guard import Guard
 from potluck.net.identity import Identity
-from potluck.recipe import OptimizerConfig, Profile, Recipe, Schedule
+from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule
 from potluck.v1 import expert_pb2 as pb
 from potluck.v1 import expert_pb2_grpc
 
@@ -88,7 +88,7 @@ def weights_file(folder: Path) -> Path:
         role="expert",
         index=0,
         model=MODEL,
-        optimizer=OptimizerConfig(),
+        optimizer=AdamWConfig(),
         schedule=Schedule(kind="constant", learning_rate=1e-3, warmup_steps=1, total_steps=4),
         batch_size=2,
         columns=MODEL.context,

@@ -14,7 +14,7 @@ from potluck.lm.config import PRESETS, ModelConfig
 from potluck.lm.model import init_decoder
 from potluck.lm.score import prefix_mean_nll
 from potluck.lm.train import Trainer
-from potluck.recipe import OptimizerConfig, Profile, Recipe, Schedule
+from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -29,7 +29,7 @@ def job(mode, preset, vocab, batch, sequence):
         prefix_mean_nll(init_decoder(model, seed=0), rows, prefix=sequence + 1, batch_size=batch)
         return
     schedule = Schedule(kind="constant", learning_rate=1e-3, warmup_steps=0, total_steps=9)
-    recipe = Recipe(role="expert", index=0, model=model, optimizer=OptimizerConfig(), schedule=schedule,
+    recipe = Recipe(role="expert", index=0, model=model, optimizer=AdamWConfig(), schedule=schedule,
                     batch_size=batch, columns=sequence + 1, init_seed=0, data_rule="", commit_every=1)
     trainer = Trainer(recipe, Profile())
     for _ in range(2):

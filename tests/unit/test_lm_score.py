@@ -12,7 +12,7 @@ from potluck.lm.config import ModelConfig
 from potluck.lm.loss import token_nll
 from potluck.lm.model import init_decoder
 from potluck.lm.score import StackedDecoders, nll_sums, prefix_mean_nll
-from potluck.recipe import OptimizerConfig, Recipe, Schedule
+from potluck.recipe import AdamWConfig, Recipe, Schedule
 
 CONFIG = ModelConfig(vocab=300, hidden=24, layers=2, heads=2, ffn=64, context=32)
 ROWS = np.random.default_rng(0).integers(0, 300, (7, 33)).astype(np.uint16)
@@ -85,7 +85,7 @@ def test_the_stepper_prints_one_line_of_json_with_a_rate(mode: str) -> None:
         role="router",
         index=0,
         model=CONFIG,
-        optimizer=OptimizerConfig(),
+        optimizer=AdamWConfig(),
         schedule=Schedule(kind="constant", learning_rate=1e-3, warmup_steps=0, total_steps=1),
         batch_size=4,
         columns=32,

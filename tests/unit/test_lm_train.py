@@ -11,13 +11,13 @@ from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
 from potluck.lm.optim.adamw import AdamW, is_decayed
 from potluck.lm.train import Trainer
-from potluck.recipe import OptimizerConfig, Profile, Recipe, Schedule
+from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule
 
 RECIPE = Recipe(
     role="expert",
     index=0,
     model=ModelConfig(vocab=300, hidden=24, layers=2, heads=2, ffn=64, context=33),
-    optimizer=OptimizerConfig(),
+    optimizer=AdamWConfig(),
     schedule=Schedule(kind="cosine", learning_rate=3e-3, warmup_steps=2, total_steps=40),
     batch_size=5,
     columns=33,

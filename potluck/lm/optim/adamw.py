@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from potluck.errors import DataError
-from potluck.recipe import OptimizerConfig
+from potluck.recipe import AdamWConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -22,7 +22,7 @@ class AdamW:
     output layer as well.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: AdamWConfig) -> None:
         self._config = config
         self._states = {name: _State.fresh(parameter) for name, parameter in parameters.items()}
         decayed = [s for name, s in self._states.items() if is_decayed(name, s.parameter)]

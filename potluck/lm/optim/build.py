@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from potluck.lm.optim.adamw import AdamW
-from potluck.recipe import OptimizerConfig
+from potluck.recipe import AdamWConfig, OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    match config.name:
-        case "adamw":
-            return AdamW(dict(model.named_parameters()), config)
+    if isinstance(config, AdamWConfig):
+        return AdamW(dict(model.named_parameters()), config)
+    raise NotImplementedError(config.name)
