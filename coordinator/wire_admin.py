@@ -25,11 +25,14 @@ def run_info(info: queries.RunInfo) -> admin_pb2.RunInfo:
 
 
 def run_list(infos: Sequence[queries.RunInfo]) -> admin_pb2.ListRunsResponse:
-    """Without specs, figures and nodes; if there are very many runs, the oldest ended ones without lineages."""
+    """Without specs, figures, nodes and what slots were made from; if very many, the oldest ended without lineages."""
     runs = [run_info(info) for info in infos]
     for run in runs:
         for name in ("spec_json", "results_json", "nodes"):
             run.ClearField(name)
+        for slot in run.published:
+            for name in ("lineage", "checkpoint", "tokenizer", "model_json"):
+                slot.ClearField(name)
     answer = admin_pb2.ListRunsResponse(runs=runs)
     for run in answer.runs:
         if answer.ByteSize() <= MAX_BYTES:

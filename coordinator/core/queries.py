@@ -19,7 +19,7 @@ from coordinator.core.state import (
     State,
     TrainLease,
 )
-from coordinator.core.values import Failed, Finished, Running
+from coordinator.core.values import Failed, Finished, Publication, Running
 from potluck.ids import NO_DIGEST, Digest, Json, NodeId, RunId, canonical_json, short
 
 MAX_RESULTS_JSON = 256 * 1024
@@ -46,6 +46,10 @@ class PublishedSlot:
     weights: str
     step: int
     replicas: tuple[str, ...]
+    lineage: str
+    checkpoint: str
+    tokenizer: str
+    model_json: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,9 +310,23 @@ def _published(state: State, run: Run) -> tuple[PublishedSlot, ...]:
                     for report in reports
                 )
             ),
+            lineage=publication.lineage,
+            checkpoint=_checkpoint_of(state, run, publication),
+            tokenizer=publication.tokenizer,
+            model_json=publication.model_json,
         )
         for slot, publication in run.published.items()
     )
+
+
+def _checkpoint_of(state: State, run: Run, publication: Publication) -> Digest:
+    """The commit a publication was taken from; the run's own ledger has it once the lineage is gone."""
+    lineage = state.durable.lineages.get(publication.lineage)
+    chains = (
+        [lineage.commits] if lineage else [line.commits for line in run.ledger if line.lineage == publication.lineage]
+    )
+    found = (commit.checkpoint for commits in chains for commit in commits if commit.end_step == publication.step)
+    return next(found, NO_DIGEST)
 
 
 def _results_json(state: State, run: Run) -> str:

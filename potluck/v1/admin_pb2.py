@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16potluck/v1/admin.proto\x12\npotluck.v1\"X\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tspec_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\".\n\x10StartRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\"\x11\n\x0fListRunsRequest\"5\n\x10ListRunsResponse\x12!\n\x04runs\x18\x01 \x03(\x0b\x32\x13.potluck.v1.RunInfo\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xdc\x02\n\x07RunInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x10\n\x08\x66raction\x18\x06 \x01(\x01\x12)\n\x08lineages\x18\x07 \x03(\x0b\x32\x17.potluck.v1.LineageInfo\x12\x12\n\ntasks_open\x18\x08 \x01(\x05\x12\x12\n\ntasks_done\x18\t \x01(\x05\x12,\n\tpublished\x18\n \x03(\x0b\x32\x19.potluck.v1.PublishedSlot\x12\x0e\n\x06report\x18\x0b \x01(\t\x12\x11\n\tspec_json\x18\x0c \x01(\t\x12#\n\x05nodes\x18\r \x03(\x0b\x32\x14.potluck.v1.NodeInfo\x12\x14\n\x0cresults_json\x18\x0e \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0f \x01(\x03\"\x9f\x02\n\x0bLineageInfo\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x11\n\thead_step\x18\x04 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x03\x12\x0c\n\x04head\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12\x11\n\tlive_step\x18\t \x01(\x03\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12\x11\n\tgrad_norm\x18\x0b \x01(\x01\x12\x15\n\rlearning_rate\x18\x0c \x01(\x01\x12\x18\n\x10\x66lops_per_second\x18\r \x01(\x01\x12\x0b\n\x03mfu\x18\x0e \x01(\x01\x12\x11\n\trss_bytes\x18\x0f \x01(\x03\"N\n\rPublishedSlot\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x10\n\x08replicas\x18\x04 \x03(\t\"3\n\x10\x43\x61ncelRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x11\x43\x61ncelRunResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x12\n\x10ListNodesRequest\"8\n\x11ListNodesResponse\x12#\n\x05nodes\x18\x01 \x03(\x0b\x32\x14.potluck.v1.NodeInfo\"\xc2\x02\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tsilent_ms\x18\x05 \x01(\x03\x12\x10\n\x08\x61\x63tivity\x18\x06 \x01(\t\x12\r\n\x05label\x18\x07 \x01(\t\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x0c\n\x04step\x18\t \x01(\x03\x12\x0c\n\x04loss\x18\n \x01(\x01\x12\x10\n\x08\x66raction\x18\x0b \x01(\x01\x12\x10\n\x08hostname\x18\x0c \x01(\t\x12\r\n\x05\x63ores\x18\r \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x03\x12\x11\n\trss_bytes\x18\x0f \x01(\x03\x12\x0f\n\x07version\x18\x10 \x01(\t\x12\x14\n\x0ctokens_total\x18\x11 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x12 \x01(\t\"\x1f\n\x10GetLedgerRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xb5\x01\n\x11GetLedgerResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12(\n\x08lineages\x18\x03 \x03(\x0b\x32\x16.potluck.v1.LedgerLine\x12\x15\n\rbytes_control\x18\x04 \x01(\x03\x12\x14\n\x0c\x62ytes_corpus\x18\x05 \x01(\x03\x12\x14\n\x0c\x62ytes_scores\x18\x06 \x01(\x03\x12\x15\n\rbytes_weights\x18\x07 \x01(\x03\"j\n\nLedgerLine\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\'\n\x06ranges\x18\x04 \x03(\x0b\x32\x17.potluck.v1.LedgerRange\"o\n\x0bLedgerRange\x12\x12\n\nstart_step\x18\x01 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x02 \x01(\x03\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\r\n\x05\x63hild\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\"@\n\rInviteRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\x12\n\nexpires_ms\x18\x02 \x01(\x03\x12\x0c\n\x04role\x18\x03 \x01(\t\"&\n\x0eInviteResponse\x12\x14\n\x0cjoin_strings\x18\x01 \x03(\t\"\x1e\n\x0fShutdownRequest\x12\x0b\n\x03now\x18\x01 \x01(\x08\"#\n\x10ShutdownResponse\x12\x0f\n\x07message\x18\x01 \x01(\t2\xfa\x04\n\x0c\x41\x64minService\x12\x45\n\x08StartRun\x12\x1b.potluck.v1.StartRunRequest\x1a\x1c.potluck.v1.StartRunResponse\x12\x45\n\x08ListRuns\x12\x1b.potluck.v1.ListRunsRequest\x1a\x1c.potluck.v1.ListRunsResponse\x12\x38\n\x06GetRun\x12\x19.potluck.v1.GetRunRequest\x1a\x13.potluck.v1.RunInfo\x12<\n\x08WatchRun\x12\x19.potluck.v1.GetRunRequest\x1a\x13.potluck.v1.RunInfo0\x01\x12H\n\tCancelRun\x12\x1c.potluck.v1.CancelRunRequest\x1a\x1d.potluck.v1.CancelRunResponse\x12H\n\tListNodes\x12\x1c.potluck.v1.ListNodesRequest\x1a\x1d.potluck.v1.ListNodesResponse\x12H\n\tGetLedger\x12\x1c.potluck.v1.GetLedgerRequest\x1a\x1d.potluck.v1.GetLedgerResponse\x12?\n\x06Invite\x12\x19.potluck.v1.InviteRequest\x1a\x1a.potluck.v1.InviteResponse\x12\x45\n\x08Shutdown\x12\x1b.potluck.v1.ShutdownRequest\x1a\x1c.potluck.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16potluck/v1/admin.proto\x12\npotluck.v1\"X\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tspec_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\".\n\x10StartRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\"\x11\n\x0fListRunsRequest\"5\n\x10ListRunsResponse\x12!\n\x04runs\x18\x01 \x03(\x0b\x32\x13.potluck.v1.RunInfo\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xdc\x02\n\x07RunInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x10\n\x08\x66raction\x18\x06 \x01(\x01\x12)\n\x08lineages\x18\x07 \x03(\x0b\x32\x17.potluck.v1.LineageInfo\x12\x12\n\ntasks_open\x18\x08 \x01(\x05\x12\x12\n\ntasks_done\x18\t \x01(\x05\x12,\n\tpublished\x18\n \x03(\x0b\x32\x19.potluck.v1.PublishedSlot\x12\x0e\n\x06report\x18\x0b \x01(\t\x12\x11\n\tspec_json\x18\x0c \x01(\t\x12#\n\x05nodes\x18\r \x03(\x0b\x32\x14.potluck.v1.NodeInfo\x12\x14\n\x0cresults_json\x18\x0e \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0f \x01(\x03\"\x9f\x02\n\x0bLineageInfo\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x11\n\thead_step\x18\x04 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x03\x12\x0c\n\x04head\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12\x11\n\tlive_step\x18\t \x01(\x03\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12\x11\n\tgrad_norm\x18\x0b \x01(\x01\x12\x15\n\rlearning_rate\x18\x0c \x01(\x01\x12\x18\n\x10\x66lops_per_second\x18\r \x01(\x01\x12\x0b\n\x03mfu\x18\x0e \x01(\x01\x12\x11\n\trss_bytes\x18\x0f \x01(\x03\"\x9a\x01\n\rPublishedSlot\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x10\n\x08replicas\x18\x04 \x03(\t\x12\x0f\n\x07lineage\x18\x05 \x01(\t\x12\x12\n\ncheckpoint\x18\x06 \x01(\t\x12\x11\n\ttokenizer\x18\x07 \x01(\t\x12\x12\n\nmodel_json\x18\x08 \x01(\t\"3\n\x10\x43\x61ncelRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x11\x43\x61ncelRunResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x12\n\x10ListNodesRequest\"8\n\x11ListNodesResponse\x12#\n\x05nodes\x18\x01 \x03(\x0b\x32\x14.potluck.v1.NodeInfo\"\xc2\x02\n\x08NodeInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tsilent_ms\x18\x05 \x01(\x03\x12\x10\n\x08\x61\x63tivity\x18\x06 \x01(\t\x12\r\n\x05label\x18\x07 \x01(\t\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x0c\n\x04step\x18\t \x01(\x03\x12\x0c\n\x04loss\x18\n \x01(\x01\x12\x10\n\x08\x66raction\x18\x0b \x01(\x01\x12\x10\n\x08hostname\x18\x0c \x01(\t\x12\r\n\x05\x63ores\x18\r \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x03\x12\x11\n\trss_bytes\x18\x0f \x01(\x03\x12\x0f\n\x07version\x18\x10 \x01(\t\x12\x14\n\x0ctokens_total\x18\x11 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x12 \x01(\t\"\x1f\n\x10GetLedgerRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xb5\x01\n\x11GetLedgerResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12(\n\x08lineages\x18\x03 \x03(\x0b\x32\x16.potluck.v1.LedgerLine\x12\x15\n\rbytes_control\x18\x04 \x01(\x03\x12\x14\n\x0c\x62ytes_corpus\x18\x05 \x01(\x03\x12\x14\n\x0c\x62ytes_scores\x18\x06 \x01(\x03\x12\x15\n\rbytes_weights\x18\x07 \x01(\x03\"j\n\nLedgerLine\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\'\n\x06ranges\x18\x04 \x03(\x0b\x32\x17.potluck.v1.LedgerRange\"o\n\x0bLedgerRange\x12\x12\n\nstart_step\x18\x01 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x02 \x01(\x03\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\r\n\x05\x63hild\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\"@\n\rInviteRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\x12\n\nexpires_ms\x18\x02 \x01(\x03\x12\x0c\n\x04role\x18\x03 \x01(\t\"&\n\x0eInviteResponse\x12\x14\n\x0cjoin_strings\x18\x01 \x03(\t\"\x1e\n\x0fShutdownRequest\x12\x0b\n\x03now\x18\x01 \x01(\x08\"#\n\x10ShutdownResponse\x12\x0f\n\x07message\x18\x01 \x01(\t2\xfa\x04\n\x0c\x41\x64minService\x12\x45\n\x08StartRun\x12\x1b.potluck.v1.StartRunRequest\x1a\x1c.potluck.v1.StartRunResponse\x12\x45\n\x08ListRuns\x12\x1b.potluck.v1.ListRunsRequest\x1a\x1c.potluck.v1.ListRunsResponse\x12\x38\n\x06GetRun\x12\x19.potluck.v1.GetRunRequest\x1a\x13.potluck.v1.RunInfo\x12<\n\x08WatchRun\x12\x19.potluck.v1.GetRunRequest\x1a\x13.potluck.v1.RunInfo0\x01\x12H\n\tCancelRun\x12\x1c.potluck.v1.CancelRunRequest\x1a\x1d.potluck.v1.CancelRunResponse\x12H\n\tListNodes\x12\x1c.potluck.v1.ListNodesRequest\x1a\x1d.potluck.v1.ListNodesResponse\x12H\n\tGetLedger\x12\x1c.potluck.v1.GetLedgerRequest\x1a\x1d.potluck.v1.GetLedgerResponse\x12?\n\x06Invite\x12\x19.potluck.v1.InviteRequest\x1a\x1a.potluck.v1.InviteResponse\x12\x45\n\x08Shutdown\x12\x1b.potluck.v1.ShutdownRequest\x1a\x1c.potluck.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,34 +45,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNINFO']._serialized_end=629
   _globals['_LINEAGEINFO']._serialized_start=632
   _globals['_LINEAGEINFO']._serialized_end=919
-  _globals['_PUBLISHEDSLOT']._serialized_start=921
-  _globals['_PUBLISHEDSLOT']._serialized_end=999
-  _globals['_CANCELRUNREQUEST']._serialized_start=1001
-  _globals['_CANCELRUNREQUEST']._serialized_end=1052
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1054
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1108
-  _globals['_LISTNODESREQUEST']._serialized_start=1110
-  _globals['_LISTNODESREQUEST']._serialized_end=1128
-  _globals['_LISTNODESRESPONSE']._serialized_start=1130
-  _globals['_LISTNODESRESPONSE']._serialized_end=1186
-  _globals['_NODEINFO']._serialized_start=1189
-  _globals['_NODEINFO']._serialized_end=1511
-  _globals['_GETLEDGERREQUEST']._serialized_start=1513
-  _globals['_GETLEDGERREQUEST']._serialized_end=1544
-  _globals['_GETLEDGERRESPONSE']._serialized_start=1547
-  _globals['_GETLEDGERRESPONSE']._serialized_end=1728
-  _globals['_LEDGERLINE']._serialized_start=1730
-  _globals['_LEDGERLINE']._serialized_end=1836
-  _globals['_LEDGERRANGE']._serialized_start=1838
-  _globals['_LEDGERRANGE']._serialized_end=1949
-  _globals['_INVITEREQUEST']._serialized_start=1951
-  _globals['_INVITEREQUEST']._serialized_end=2015
-  _globals['_INVITERESPONSE']._serialized_start=2017
-  _globals['_INVITERESPONSE']._serialized_end=2055
-  _globals['_SHUTDOWNREQUEST']._serialized_start=2057
-  _globals['_SHUTDOWNREQUEST']._serialized_end=2087
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=2089
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=2124
-  _globals['_ADMINSERVICE']._serialized_start=2127
-  _globals['_ADMINSERVICE']._serialized_end=2761
+  _globals['_PUBLISHEDSLOT']._serialized_start=922
+  _globals['_PUBLISHEDSLOT']._serialized_end=1076
+  _globals['_CANCELRUNREQUEST']._serialized_start=1078
+  _globals['_CANCELRUNREQUEST']._serialized_end=1129
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1131
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1185
+  _globals['_LISTNODESREQUEST']._serialized_start=1187
+  _globals['_LISTNODESREQUEST']._serialized_end=1205
+  _globals['_LISTNODESRESPONSE']._serialized_start=1207
+  _globals['_LISTNODESRESPONSE']._serialized_end=1263
+  _globals['_NODEINFO']._serialized_start=1266
+  _globals['_NODEINFO']._serialized_end=1588
+  _globals['_GETLEDGERREQUEST']._serialized_start=1590
+  _globals['_GETLEDGERREQUEST']._serialized_end=1621
+  _globals['_GETLEDGERRESPONSE']._serialized_start=1624
+  _globals['_GETLEDGERRESPONSE']._serialized_end=1805
+  _globals['_LEDGERLINE']._serialized_start=1807
+  _globals['_LEDGERLINE']._serialized_end=1913
+  _globals['_LEDGERRANGE']._serialized_start=1915
+  _globals['_LEDGERRANGE']._serialized_end=2026
+  _globals['_INVITEREQUEST']._serialized_start=2028
+  _globals['_INVITEREQUEST']._serialized_end=2092
+  _globals['_INVITERESPONSE']._serialized_start=2094
+  _globals['_INVITERESPONSE']._serialized_end=2132
+  _globals['_SHUTDOWNREQUEST']._serialized_start=2134
+  _globals['_SHUTDOWNREQUEST']._serialized_end=2164
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=2166
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=2201
+  _globals['_ADMINSERVICE']._serialized_start=2204
+  _globals['_ADMINSERVICE']._serialized_end=2838
 # @@protoc_insertion_point(module_scope)

@@ -236,9 +236,20 @@ class PublishedSlot(google.protobuf.message.Message):
     WEIGHTS_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     REPLICAS_FIELD_NUMBER: builtins.int
+    LINEAGE_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    TOKENIZER_FIELD_NUMBER: builtins.int
+    MODEL_JSON_FIELD_NUMBER: builtins.int
     slot: builtins.str
     weights: builtins.str
     step: builtins.int
+    lineage: builtins.str
+    """this and what follows: not from ListRuns"""
+    checkpoint: builtins.str
+    """digest of the commit's manifest"""
+    tokenizer: builtins.str
+    model_json: builtins.str
+    """ModelConfig"""
     @property
     def replicas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -248,8 +259,12 @@ class PublishedSlot(google.protobuf.message.Message):
         weights: builtins.str = ...,
         step: builtins.int = ...,
         replicas: collections.abc.Iterable[builtins.str] | None = ...,
+        lineage: builtins.str = ...,
+        checkpoint: builtins.str = ...,
+        tokenizer: builtins.str = ...,
+        model_json: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["replicas", b"replicas", "slot", b"slot", "step", b"step", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "lineage", b"lineage", "model_json", b"model_json", "replicas", b"replicas", "slot", b"slot", "step", b"step", "tokenizer", b"tokenizer", "weights", b"weights"]) -> None: ...
 
 Global___PublishedSlot: typing_extensions.TypeAlias = PublishedSlot
 

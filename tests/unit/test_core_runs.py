@@ -222,6 +222,18 @@ def test_a_finished_run_collapses_to_figures_ledger_and_publications(house: Hous
     assert house.submit(request_id="r3") == [Reply(answer=RunAccepted(run=RUN, state="already-finished"))]
 
 
+def test_an_export_finds_the_commit_of_a_slot_while_its_run_goes_on_and_once_it_has_collapsed(house: House) -> None:
+    house.feed(house.advanced(lineage("s0")))
+    house.train(4)
+    state = house.machine.state
+    ended = Finished(report=Digest("report"), figures={})
+    for outcome in (Running(), ended):
+        house.feed(house.advanced(lineage("s0"), publish=(slot("expert-0", "w0"),), outcome=outcome))
+        (found,) = run_info(state, RUN).published
+        assert found.checkpoint == ledger(state, RUN).lineages[0].ranges[-1].child != ""
+        assert (found.lineage, found.tokenizer, found.model_json) == (SHARED, DIGESTS["tok"], "{}")
+
+
 def test_a_finished_run_leaves_what_another_run_still_wants(house: House) -> None:
     house.submit(OTHER)
     for run in (RUN, OTHER):
