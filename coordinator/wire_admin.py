@@ -31,8 +31,8 @@ def run_list(infos: Sequence[queries.RunInfo]) -> admin_pb2.ListRunsResponse:
         for name in ("spec_json", "results_json", "nodes"):
             run.ClearField(name)
         for slot in run.published:
-            for name in ("lineage", "checkpoint", "tokenizer", "model_json"):
-                slot.ClearField(name)
+            for part in ("lineage", "checkpoint", "tokenizer", "model_json"):
+                slot.ClearField(part)
     answer = admin_pb2.ListRunsResponse(runs=runs)
     for run in answer.runs:
         if answer.ByteSize() <= MAX_BYTES:
