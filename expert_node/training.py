@@ -16,6 +16,7 @@ from potluck.crashpoints import crash_here
 from potluck.errors import DataError, ResourceError
 from potluck.ids import NO_DIGEST, Digest, Json, canonical_json
 from potluck.lm.checkpoint import CheckpointManifest
+from potluck.lm.peak import peak_flops_per_second, training_speed
 from potluck.recipe import Profile, Recipe, Segment, next_commit
 from sampling.taskio import BlobReader
 
@@ -106,6 +107,7 @@ class Run:
         self._out.mkdir(parents=True, exist_ok=True)
         self._parent = Digest(command["head"] or NO_DIGEST)
         self._since = Interval(trainer.step)
+        self._peak = peak_flops_per_second(trainer.profile)
 
     def to(self, target: int) -> None:
         trainer = self._trainer
@@ -137,8 +139,13 @@ class Run:
             self._desk.tokens_total += metrics.tokens
             meter.add(metrics.tokens)
             if self._desk.progress_due():
-                rate = meter.rate()
-                self._desk.progress(step=trainer.step, loss=metrics.loss, tokens_per_second=rate)
+                self._desk.progress(
+                    step=trainer.step,
+                    loss=metrics.loss,
+                    grad_norm=metrics.grad_norm,
+                    learning_rate=metrics.learning_rate,
+                    **training_speed(recipe, meter.rate(), self._peak),
+                )
             if trainer.step == commit:
                 self._commit()
                 if trainer.step < end:
