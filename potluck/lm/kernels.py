@@ -30,19 +30,19 @@ def unit_norm(x: Tensor) -> Tensor:
     return _UnitNorm.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def causal_attention(qkv: Tensor, rotary: Tensor, future: Tensor, heads: int) -> Tensor:
+def causal_attention(qkv: Tensor, rotary: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Rotary causal attention that keeps its [T, T] probabilities: for short rows.
 
     Args:
         qkv: [batch, T, 3 hidden], float32 or float64.
-        rotary: [T, 3 hidden / 2] complex, from `rotary_rows`.
-        future: [T, T], from `future_mask`.
+        rotary: [T, 3 hidden / 2] or [batch, T, 3 hidden / 2] complex, from `rotary_rows`.
+        mask: [T, T] from `future_mask`, or [batch, T, T] from `additive_mask`.
         heads: how many.
 
     Returns:
         [batch, T, hidden]
     """
-    return _CausalAttention.apply(qkv, rotary, future, heads)  # type: ignore[no-any-return, no-untyped-call]
+    return _CausalAttention.apply(qkv, rotary, mask, heads)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def swiglu(x: Tensor, gate_up: Tensor) -> Tensor:
@@ -59,18 +59,23 @@ def swiglu(x: Tensor, gate_up: Tensor) -> Tensor:
 
 
 def rotary_rows(rotary: Tensor, heads: int) -> Tensor:
-    """[T, head_dim / 2] to [T, 3 heads head_dim / 2]: what a row of queries, keys and values is multiplied by.
+    """[..., T, head_dim / 2] to [..., T, 3 heads head_dim / 2]: what queries, keys and values are multiplied by.
 
     The queries' part also carries attention's 1 / sqrt(head_dim); the values' part is ones.
     """
-    scale = (2 * rotary.shape[1]) ** -0.5
-    keys = rotary.repeat(1, heads)
-    return torch.cat([keys * scale, keys, torch.ones_like(keys)], dim=1)
+    scale = (2 * rotary.shape[-1]) ** -0.5
+    keys = torch.cat([rotary] * heads, dim=-1)
+    return torch.cat([keys * scale, keys, torch.ones_like(keys)], dim=-1)
 
 
 def future_mask(t: int, like: Tensor) -> Tensor:
     """[T, T]: minus infinity where the key lies after the query, else zero."""
     return like.new_full((t, t), -torch.inf).triu_(1)
+
+
+def additive_mask(hidden: Tensor, like: Tensor) -> Tensor:
+    """[batch, T, T] bool to what attention's scores are added to: minus infinity where hidden, else zero."""
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
 
 class _UnitNorm(torch.autograd.Function):
@@ -92,14 +97,14 @@ class _CausalAttention(torch.autograd.Function):
     """Queries go in blocks; a block multiplies with the keys up to its own end, so little of the future is computed."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotary: Tensor, future: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, rotary: Tensor, mask: Tensor, heads: int) -> Tensor:
         b, t, width = qkv.shape
         parts = _turned(qkv, rotary).view(b, t, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
         q, k, v = parts.reshape(3, b * heads, t, -1)
         mixed = torch.empty_like(q)
         attention = []
         for start, end in _blocks(t):
-            scores = torch.baddbmm(future[start:end, :end], q[:, start:end], k[:, :end].mT)
+            scores = _masked_scores(mask[..., start:end, :end], q[:, start:end], k[:, :end])
             attention.append(torch.softmax(scores, dim=-1))
             mixed[:, start:end] = torch.bmm(attention[-1], v[:, :end])
         ctx.save_for_backward(q, k, v, rotary, *attention)
@@ -145,12 +150,21 @@ class _SwiGlu(torch.autograd.Function):
         return torch.mm(grad_gate, gate_weight).addmm_(grad_up, up_weight), grad_weights
 
 
+def _masked_scores(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """mask + q k^T, [batch heads, queries, keys]; a mask of each row [batch, queries, keys] is shared by its heads."""
+    if mask.dim() == 2:
+        return torch.baddbmm(mask, q, k.mT)
+    scores = torch.bmm(q, k.mT)
+    scores.view(len(mask), -1, *scores.shape[1:]).add_(mask.unsqueeze(1))
+    return scores
+
+
 def _blocks(t: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, t)) for start in range(0, t, QUERY_BLOCK)]
 
 
 def _turned(rows: Tensor, rotary: Tensor) -> Tensor:
-    """[batch, T, n] times [T, n / 2] complex, pairs of neighbours being complex numbers; contiguous throughout."""
+    """[batch, T, n] times [T, n / 2] or [batch, T, n / 2] complex, neighbours being complex numbers; contiguous."""
     b, t, n = rows.shape
     pairs = torch.view_as_complex(rows.view(b, t * n // 2, 2))
-    return torch.view_as_real(pairs * rotary.view(-1)).view(b, t, n)
+    return torch.view_as_real(pairs * rotary.view(-1, t * n // 2)).view(b, t, n)

@@ -5,17 +5,21 @@ Linear layers have no bias. Queries, keys and values are one product, SwiGLU's t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
+from potluck.lm.documents import document_positions, hidden_keys
 from potluck.lm.kernels import (
     NORM_EPSILON,
+    additive_mask,
     causal_attention,
     future_mask,
     rotary_rows,
@@ -42,18 +46,28 @@ class Block(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(2 * f, h))
         self.down = nn.Parameter(torch.empty(h, f))
 
-    def plainly(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """Args: x [batch, T, hidden]; rotary [T, head_dim / 2] complex. Returns [batch, T, hidden]."""
+    def plainly(self, x: Tensor, rotary: Tensor, visible: Tensor | None = None) -> Tensor:
+        """One block by torch's own operations.
+
+        Args:
+            x: [batch, T, hidden].
+            rotary: [T, head_dim / 2] complex, or [batch, T, head_dim / 2] where rows differ in their positions.
+            visible: [batch, 1, T, T] bool, the keys that a query sees; without it, all that are not after it.
+
+        Returns:
+            [batch, T, hidden]
+        """
         b, t, h = x.shape
         qkv = F.linear(rms_norm(x, self.attention_norm), self.qkv)
         q, k, v = qkv.view(b, t, 3, self.heads, h // self.heads).unbind(2)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, h), self.out)
         gate, up = F.linear(rms_norm(x, self.ffn_norm), self.gate_up).chunk(2, dim=-1)
         return x + F.linear(F.silu(gate) * up, self.down)
 
-    def by_kernels(self, x: Tensor, rotary: Tensor, future: Tensor) -> Tensor:
+    def by_kernels(self, x: Tensor, rotary: Tensor, mask: Tensor) -> Tensor:
         """The same by `potluck.lm.kernels`, with rotary and mask as they want them.
 
         The norms' gains go into the small matrices behind them, residual sums into the products before them.
@@ -61,7 +75,7 @@ class Block(nn.Module):
         b, t, h = x.shape
         x = x.view(b * t, h)
         qkv = torch.mm(unit_norm(x), (self.qkv * self.attention_norm).t())
-        mixed = causal_attention(qkv.view(b, t, 3 * h), rotary, future, self.heads)
+        mixed = causal_attention(qkv.view(b, t, 3 * h), rotary, mask, self.heads)
         x = torch.addmm(x, mixed.view(b * t, h), self.out.t())
         inner = swiglu(unit_norm(x), self.gate_up * self.ffn_norm)
         return torch.addmm(x, inner, self.down.t()).view(b, t, h)
@@ -76,6 +90,8 @@ class Decoder(nn.Module):
         """Builds the modules; the weights are uninitialised until `init_decoder` or `load_decoder` fills them."""
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
+        """Keep of each block only its input, and compute the rest again in the backward pass (1604.06174)."""
         self.embedding = nn.Embedding(config.vocab, config.hidden, _weight=torch.empty(config.vocab, config.hidden))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.hidden))
@@ -84,16 +100,25 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Args: ids [batch, T] long, T <= context. Returns [batch, T, hidden], after the final norm."""
         x = self.embedding(ids)
-        rotary = self.rotary[: ids.shape[1]]
+        rotary, hidden = self.rotary[: ids.shape[1]], None
+        if self.config.attention == "document":
+            rotary, hidden = self.rotary[document_positions(ids)], hidden_keys(ids)
         blocks = cast("list[Block]", self.blocks)
         if suits_kernels(x):
-            rows, future = rotary_rows(rotary, self.config.heads), future_mask(ids.shape[1], x)
+            rows = rotary_rows(rotary, self.config.heads)
+            mask = future_mask(ids.shape[1], x) if hidden is None else additive_mask(hidden, x)
             for block in blocks:
-                x = block.by_kernels(x, rows, future)
+                x = self._through(block.by_kernels, x, rows, mask)
         else:
+            visible = None if hidden is None else ~hidden.unsqueeze(1)
             for block in blocks:
-                x = block.plainly(x, rotary)
+                x = self._through(block.plainly, x, rotary, visible)
         return rms_norm(x, self.norm)
+
+    def _through(self, block: Callable[..., Tensor], x: Tensor, *positions: Tensor | None) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, x, *positions, use_reentrant=False, preserve_rng_state=False))
+        return block(x, *positions)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -108,10 +133,10 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
     Args:
         x: [batch, T, heads, head_dim].
-        rotary: [T, head_dim / 2] complex, of unit length.
+        rotary: [T, head_dim / 2] complex, of unit length; or [batch, T, head_dim / 2].
     """
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotary.unsqueeze(1)).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotary.unsqueeze(-2)).flatten(-2).to(x.dtype)
 
 
 def rotary_table(config: ModelConfig) -> Tensor:

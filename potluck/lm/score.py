@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potluck.lm.config import ModelConfig
+from potluck.lm.documents import document_positions, hidden_keys
 from potluck.lm.kernels import unit_norm
 from potluck.lm.loss import token_nll
 from potluck.lm.model import Decoder, load_decoder, rotate
@@ -110,12 +111,15 @@ class StackedDecoders:
         x = self._weights["embedding.weight"][:, tokens]
         e, t, h = x.shape
         heads, head_dim = self.config.heads, h // self.config.heads
+        rotary, visible = self._rotary[:t], None
+        if self.config.attention == "document":
+            rotary, visible = self._rotary[document_positions(tokens)], ~hidden_keys(tokens)
         for layer in range(self.config.layers):
             part = {name: self._weights[f"blocks.{layer}.{name}"] for name in _BLOCK_WEIGHTS}
             normed = _stacked_norm(x, part["attention_norm"])
             q, k, v = torch.bmm(normed, part["qkv"].mT).view(e, t, 3, heads, head_dim).unbind(2)
-            q, k = rotate(q, self._rotary[:t]), rotate(k, self._rotary[:t])
-            mixed = _attend(q, k, v)
+            q, k = rotate(q, rotary), rotate(k, rotary)
+            mixed = _attend(q, k, v, visible)
             x = x + torch.bmm(mixed.reshape(e, t, h), part["out"].mT)
             normed = _stacked_norm(x, part["ffn_norm"])
             gate, up = torch.bmm(normed, part["gate_up"].mT).chunk(2, dim=-1)
@@ -126,10 +130,11 @@ class StackedDecoders:
 _BLOCK_WEIGHTS = ("attention_norm", "qkv", "out", "ffn_norm", "gate_up", "down")
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention; all [E, T, heads, head_dim]."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention to the visible [T, T] keys, without that to all that are not later; all [E, T, heads, head_dim]."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+    return mixed.transpose(1, 2)
 
 
 def _stacked_norm(x: Tensor, weight: Tensor) -> Tensor:
