@@ -21,20 +21,21 @@ LEAST_CHANCE = 1e-30
 """Below it a float32 probability is no longer exact, and its logarithm is taken another way."""
 
 
-def mean_nll(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of tied-head logits.
+def mean_nll(hidden: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of tied-head logits; with weights w the mean of w * cross entropy.
 
     Args:
         hidden: [positions, hidden], after the final norm.
         embedding: [vocab, hidden].
         targets: [positions], long.
+        weights: [positions] of hidden's dtype; they are not normalised, and carry no gradient.
 
     Returns:
         Scalar, nats per target; differentiable in `hidden` and `embedding`.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or embedding.requires_grad):
-        return _MeanNll.apply(hidden, embedding, targets)  # type: ignore[no-any-return, no-untyped-call]
-    return position_nll(hidden, embedding, targets).mean()
+        return _MeanNll.apply(hidden, embedding, targets, weights)  # type: ignore[no-any-return, no-untyped-call]
+    return _weighted_mean(position_nll(hidden, embedding, targets), weights)
 
 
 def token_nll(model: Decoder, ids: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def position_nll(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
 
 class _MeanNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         count, vocab = hidden.shape[0], embedding.shape[0]
         grad_hidden = torch.empty_like(hidden)
         grad_head = hidden.new_zeros(hidden.shape[1], vocab)
@@ -81,16 +82,21 @@ class _MeanNll(torch.autograd.Function):
             torch.softmax(torch.mm(h, head, out=logits[: h.shape[0]]), 1, out=chance)
             torch.gather(chance, 1, target, out=chosen[start : start + CHUNK])
             chance.scatter_add_(1, target, torch.full_like(target, -1, dtype=hidden.dtype))
+            if weights is not None:
+                chance.mul_(weights[start : start + CHUNK].unsqueeze(1))
             torch.mm(chance, embedding, out=grad_hidden[start : start + CHUNK])
             grad_head.addmm_(h.t(), chance)
         ctx.save_for_backward(grad_hidden, grad_head)
         if chosen.min() < LEAST_CHANCE:
-            return position_nll(hidden, embedding, targets).mean()
-        loss: Tensor = chosen.log_().mean().neg_()
-        return loss
+            return _weighted_mean(position_nll(hidden, embedding, targets), weights)
+        return _weighted_mean(chosen.log_().squeeze(1), weights).neg_()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         scale = grads[0] / grad_hidden.shape[0]
-        return grad_hidden * scale, grad_head.t() * scale, None
+        return grad_hidden * scale, grad_head.t() * scale, None, None
+
+
+def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (values * weights).mean()

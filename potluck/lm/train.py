@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potluck.errors import SpecError
 from potluck.ids import digest_file
 from potluck.lm.checkpoint import CheckpointFiles
 from potluck.lm.loss import mean_nll
@@ -41,6 +43,28 @@ class StepMetrics:
     learning_rate: float
     tokens: int
     """Targets that were trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The tensors of a checkpoint, by name."""
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+    def save(self, folder: Path) -> CheckpointFiles:
+        """Writes two files into an existing folder; equal tensors give equal bytes."""
+        from safetensors.torch import save_file
+
+        weights, optimizer = folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE
+        save_file({name: tensor.cpu() for name, tensor in self.weights.items()}, weights)
+        save_file({name: tensor.cpu() for name, tensor in self.optimizer.items()}, optimizer)
+        return CheckpointFiles(
+            weights=weights,
+            optimizer=optimizer,
+            weights_digest=digest_file(weights),
+            optimizer_digest=digest_file(optimizer),
+        )
 
 
 def _keep_memory() -> None:
@@ -74,30 +98,41 @@ class Trainer:
     """Weights, optimizer and step of one lineage."""
 
     def __init__(self, recipe: Recipe, profile: Profile) -> None:
+        """Starts at the recipe's initialisation.
+
+        Raises:
+            SpecError: ``spec.bad-value``, the profile's micro-batch does not divide the recipe's batch.
+        """
+        if profile.micro_batch and recipe.batch_size % profile.micro_batch:
+            what = f"profile.micro_batch = {profile.micro_batch} with a batch of {recipe.batch_size} rows"
+            raise SpecError("spec.bad-value", what, f"allowed: 0 (all at once), or a divisor of {recipe.batch_size}")
         apply_profile(profile)
         self.recipe = recipe
         self.profile = profile
         self.step = 0
         self.model: Decoder = init_decoder(recipe.model, seed=recipe.init_seed).to(profile.device)
+        self.model.activation_checkpointing = profile.activation_checkpointing
         self._forward = torch.compile(self.model) if profile.compile else self.model
         self._optimizer = build_optimizer(self.model, recipe.optimizer)
 
-    def train_step(self, rows: np.ndarray) -> StepMetrics:
+    def train_step(self, rows: np.ndarray, weights: np.ndarray | None = None) -> StepMetrics:
         """Does one step.
 
         Args:
             rows: [batch_size, columns] uint16; column c predicts column c + 1.
+            weights: [batch_size] float32; the loss is sum_b weights_b * (row b's mean NLL) / batch_size.
+                None weighs all rows alike.
 
         Raises:
-            ValueError: the shape is not the recipe's.
+            ValueError: a shape is not the recipe's.
         """
         wanted = (self.recipe.batch_size, self.recipe.columns)
         if rows.shape != wanted:
             raise ValueError(f"rows have shape {rows.shape}, the recipe reads {wanted}")
-        ids = torch.from_numpy(rows.astype(np.int64)).to(self.profile.device)
+        if weights is not None and weights.shape != wanted[:1]:
+            raise ValueError(f"weights have shape {weights.shape}, the recipe's are {wanted[:1]}")
         self._optimizer.zero_grad()
-        loss = self._loss(ids)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._add_gradients(rows, weights)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.grad_clip)
         rate = learning_rate(self.recipe.schedule, self.step)
         self._optimizer.step(rate)
@@ -107,19 +142,17 @@ class Trainer:
             step=self.step - 1, loss=loss.item(), grad_norm=norm.item(), learning_rate=rate, tokens=tokens
         )
 
+    def snapshot(self) -> Snapshot:
+        """A copy of the state, which later steps leave alone."""
+        state = self._state()
+        return Snapshot(
+            weights={name: tensor.clone() for name, tensor in state.weights.items()},
+            optimizer={name: tensor.clone() for name, tensor in state.optimizer.items()},
+        )
+
     def save(self, folder: Path) -> CheckpointFiles:
         """Writes the two files of a checkpoint into an existing folder; equal states give equal bytes."""
-        from safetensors.torch import save_file
-
-        weights, optimizer = folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE
-        save_file({name: p.detach().cpu() for name, p in self.model.named_parameters()}, weights)
-        save_file({name: t.cpu() for name, t in self._optimizer.state_tensors().items()}, optimizer)
-        return CheckpointFiles(
-            weights=weights,
-            optimizer=optimizer,
-            weights_digest=digest_file(weights),
-            optimizer_digest=digest_file(optimizer),
-        )
+        return self._state().save(folder)
 
     @staticmethod
     def load(recipe: Recipe, profile: Profile, *, step: int, weights: Path, optimizer: Path) -> Trainer:
@@ -136,9 +169,32 @@ class Trainer:
         trainer.step = step
         return trainer
 
-    def _loss(self, ids: Tensor) -> Tensor:
+    def _state(self) -> Snapshot:
+        """The state itself, not a copy."""
+        return Snapshot(
+            weights={name: p.detach() for name, p in self.model.named_parameters()},
+            optimizer=self._optimizer.state_tensors(),
+        )
+
+    def _add_gradients(self, rows: np.ndarray, weights: np.ndarray | None) -> Tensor:
+        """Adds the gradients of the rows' mean loss to the parameters', a micro-batch at a time; the loss, a scalar."""
+        device, total = self.profile.device, rows.shape[0]
+        size = self.profile.micro_batch or total
+        ids = torch.from_numpy(rows.astype(np.int64)).to(device)
+        row_weights = None if weights is None else torch.from_numpy(weights.astype(np.float32)).to(device)
+        parts = []
+        for start in range(0, total, size):
+            piece = slice(start, start + size)
+            loss = self._loss(ids[piece], None if row_weights is None else row_weights[piece])
+            loss = loss if size == total else loss * (size / total)
+            loss.backward()
+            parts.append(loss.detach())
+        return torch.stack(parts).sum()
+
+    def _loss(self, ids: Tensor, weights: Tensor | None) -> Tensor:
         bfloat16 = self.profile.dtype == "bfloat16"
         with torch.autocast(torch.device(self.profile.device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden = self._forward(ids[:, :-1])
-        flat = hidden.float().reshape(-1, hidden.shape[-1])
-        return mean_nll(flat, self.model.embedding.weight, ids[:, 1:].reshape(-1))
+        flat, targets = hidden.float().reshape(-1, hidden.shape[-1]), ids[:, 1:]
+        of_positions = None if weights is None else weights.repeat_interleave(targets.shape[1])
+        return mean_nll(flat, self.model.embedding.weight, targets.reshape(-1), of_positions)
