@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import NoReturn, assert_never
 
 from coordinator.core.effects import (
@@ -156,11 +157,15 @@ def heartbeat_received(beat: node_pb2.Heartbeat, node: NodeId, now_ms: int) -> H
         fence=Fence(beat.fence),
         activity=beat.activity[:MAX_NAME],
         step=beat.step,
-        tokens_per_second=beat.tokens_per_second,
-        loss=beat.loss,
-        fraction=beat.fraction,
+        tokens_per_second=_finite(beat.tokens_per_second),
+        loss=_finite(beat.loss),
+        fraction=_finite(beat.fraction),
         rss_bytes=beat.rss_bytes,
         tokens_total=beat.tokens_total,
+        grad_norm=_finite(beat.grad_norm),
+        learning_rate=_finite(beat.learning_rate),
+        flops_per_second=_finite(beat.flops_per_second),
+        mfu=_finite(beat.mfu),
     )
 
 
@@ -301,6 +306,11 @@ def _digest(what: str, text: str) -> Digest:
 
 def _bad(what: str, value: object, allowed: str) -> UsageError:
     return UsageError("usage.bad-request", f"{what} = {str(value)[:MAX_NAME]!r}", f"allowed: {allowed}")
+
+
+def _finite(number: float) -> float:
+    """A heartbeat's number; 0, which says that it is not known, for one that no JSON can hold."""
+    return number if math.isfinite(number) else 0.0
 
 
 def _depth(value: object) -> int:

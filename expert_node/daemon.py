@@ -282,6 +282,10 @@ class Node:
             tokens_total=self._workshop.tokens_total,
             data_bytes_in=traffic.total("in"),
             data_bytes_out=traffic.total("out"),
+            grad_norm=progress.grad_norm,
+            learning_rate=progress.learning_rate,
+            flops_per_second=progress.flops_per_second,
+            mfu=progress.mfu,
         )
 
     async def _session_item(self, item: node_pb2.DownItem) -> None:

@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from expert_node import events as on
@@ -44,6 +44,13 @@ class Progress:
     tokens_per_second: float = 0.0
     loss: float = 0.0
     fraction: float = 0.0
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    flops_per_second: float = 0.0
+    mfu: float = 0.0
+
+
+_PROGRESS = tuple(field.name for field in fields(Progress))
 
 
 class Workshop:
@@ -135,8 +142,7 @@ class Workshop:
         match message["type"]:
             case "progress":
                 self._tokens_now = message["tokens_total"]
-                known = ("step", "tokens_per_second", "loss", "fraction")
-                self.progress = Progress(**{name: message[name] for name in known if name in message})
+                self.progress = Progress(**{name: message[name] for name in _PROGRESS if name in message})
             case "checkpoint":
                 assert isinstance(lease, TrainLease), lease
                 commit = commit_of(message, lease, self._outbox.next_number())

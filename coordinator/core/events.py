@@ -215,6 +215,10 @@ class HeartbeatReceived:
     fraction: float = 0.0
     rss_bytes: int = 0
     tokens_total: int = 0
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    flops_per_second: float = 0.0
+    mfu: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
+from coordinator.core.events import HeartbeatReceived
 from coordinator.core.invariants import check_chain
 from coordinator.core.policy import waiting
 from coordinator.core.state import (
@@ -38,6 +39,12 @@ class LineageInfo:
     loss: float
     live_step: int
     tokens_per_second: float
+    grad_norm: float = 0.0
+    """This and what follows: of the step the node told last; 0 while nobody trains it, or when not known."""
+    learning_rate: float = 0.0
+    flops_per_second: float = 0.0
+    mfu: float = 0.0
+    rss_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +269,7 @@ def _lineage_infos(state: State, run: Run) -> Iterator[LineageInfo]:
         lineage = state.durable.lineages[lineage_id]
         lease = state.durable.leases.get(lineage.lease)
         node = lease.node if lease is not None else ""
-        beat = state.ephemeral.heartbeats.get(NodeId(node))
-        live = beat is not None and beat.fence == lineage.lease and bool(node)
+        beat = _beat_under(state, lease)
         last = lineage.commits[-1].figures.get("loss", 0.0) if lineage.commits else 0.0
         yield LineageInfo(
             lineage=lineage_id,
@@ -273,10 +279,21 @@ def _lineage_infos(state: State, run: Run) -> Iterator[LineageInfo]:
             total_steps=lineage.wanted.total_steps,
             head=lineage.head,
             node=node,
-            loss=beat.loss if beat and live else float(last) if isinstance(last, int | float) else 0.0,
-            live_step=max(beat.step, lineage.head_step) if beat and live else lineage.head_step,
-            tokens_per_second=beat.tokens_per_second if beat and live else 0.0,
+            loss=beat.loss if beat and beat.loss else float(last) if isinstance(last, int | float) else 0.0,
+            live_step=max(beat.step, lineage.head_step) if beat else lineage.head_step,
+            tokens_per_second=beat.tokens_per_second if beat else 0.0,
+            grad_norm=beat.grad_norm if beat else 0.0,
+            learning_rate=beat.learning_rate if beat else 0.0,
+            flops_per_second=beat.flops_per_second if beat else 0.0,
+            mfu=beat.mfu if beat else 0.0,
+            rss_bytes=beat.rss_bytes if beat else 0,
         )
+
+
+def _beat_under(state: State, lease: Lease | None) -> HeartbeatReceived | None:
+    """The last heartbeat of a lease's holder, if it was sent under that lease."""
+    beat = state.ephemeral.heartbeats.get(lease.node) if lease is not None else None
+    return beat if lease is not None and beat is not None and beat.fence == lease.fence else None
 
 
 def _finished_info(line: LineageLedger) -> LineageInfo:
