@@ -12,7 +12,7 @@ import numpy as np
 
 from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
-from sampling import compare, scoring, tokens
+from sampling import compare, embed, scoring, tokens
 from sampling.assign import balanced_assignment
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
@@ -67,8 +67,10 @@ def assign(call: TaskCall) -> TaskOutput:
 
 _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "bpe"): tokens.fit_bpe,
+    ("fit", "lsi"): embed.fit_lsi_task,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
+    ("embed", ""): embed.embed_rows,
     ("score", ""): scoring.score_column,
     ("assign", "sorted_greedy"): assign,
     ("eval", "nll"): scoring.eval_nll,
