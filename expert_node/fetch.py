@@ -12,7 +12,7 @@ from expert_node.values import Lease, TrainLease
 from potluck.errors import DataError
 from potluck.ids import Digest, is_digest
 from potluck.net.counters import Plane
-from potluck.recipe import Assigned
+from potluck.recipe import Assigned, Clustered
 
 MANIFEST_SUFFIX = "_manifest"
 MAX_PARALLEL = 4
@@ -44,6 +44,8 @@ async def fetch_inputs(lease: Lease, source: Source) -> dict[Digest, Path]:
     if isinstance(lease, TrainLease):
         manifests = {s.data.tokens for s in _segments_to_do(lease)}
         listed = {d for m in manifests for d in train_rows(read_manifest(found[m]))}
+        labels = {s.data.labels for s in _segments_to_do(lease) if isinstance(s.data, Clustered)}
+        listed |= {d for m in labels for d in listed_blobs(read_manifest(found[m]))}
     else:
         manifests = {d for name, d in lease.inputs if name.endswith(MANIFEST_SUFFIX)}
         listed = {d for m in manifests for d in listed_blobs(read_manifest(found[m]))}
@@ -52,7 +54,7 @@ async def fetch_inputs(lease: Lease, source: Source) -> dict[Digest, Path]:
 
 
 def training_inputs(lease: TrainLease) -> dict[Digest, Plane]:
-    """Blobs a train lease names itself: the head's state, token manifests, assignments."""
+    """Blobs a train lease names itself: the head's state, token manifests, assignments, mixtures."""
     wanted: dict[Digest, Plane] = {}
     if lease.head_step:
         wanted[lease.weights] = wanted[lease.optimizer] = "weights"
@@ -60,6 +62,8 @@ def training_inputs(lease: TrainLease) -> dict[Digest, Plane]:
         wanted[segment.data.tokens] = "corpus"
         if isinstance(segment.data, Assigned):
             wanted[segment.data.assignment] = "scores"
+        if isinstance(segment.data, Clustered):
+            wanted[segment.data.labels] = wanted[segment.data.mixture] = "scores"
     return wanted
 
 

@@ -216,11 +216,35 @@ class Assigned:
     share: int
 
 
-SegmentData = Stream | RandomShare | Assigned
-_SEGMENT_KINDS: dict[str, type[Stream] | type[RandomShare] | type[Assigned]] = {
+@dataclass(frozen=True, kw_only=True)
+class Clustered:
+    """Draws start, start + 1, ... of a mixture over the domains of a partition (CRISP, 2410.03735, algorithm 1).
+
+    Mode `cluster` draws a domain by the mixture's weights, then that domain's next row; mode `importance`
+    takes rows evenly, each weighted by mixture over natural share: equal in expectation, the control.
+    """
+
+    kind: Literal["clustered"] = "clustered"
+    tokens: Digest
+    labels: Digest
+    """Digest of the labels manifest."""
+    mixture: Digest
+    key: int
+    """A new mixture in a lineage wants a new key, or it reads the first rows of each domain again."""
+    start: int
+    mode: Literal["cluster", "importance"] = "cluster"
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise SpecError("spec.bad-value", f"segment start = {self.start}", "allowed: 0 or more")
+
+
+SegmentData = Stream | RandomShare | Assigned | Clustered
+_SEGMENT_KINDS: dict[str, type[Stream] | type[RandomShare] | type[Assigned] | type[Clustered]] = {
     "stream": Stream,
     "random_share": RandomShare,
     "assigned": Assigned,
+    "clustered": Clustered,
 }
 
 

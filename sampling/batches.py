@@ -9,7 +9,8 @@ from typing import Any, assert_never
 import numpy as np
 
 from potluck.errors import DataError, InvariantViolation
-from potluck.recipe import Assigned, RandomShare, Segment, SegmentData, Stream
+from potluck.recipe import Assigned, Clustered, RandomShare, Segment, Stream
+from sampling.clustered import Draws, draw_rows
 from sampling.permute import permute
 from sampling.rows import TokenRows, rows_at, stream_rows
 from sampling.taskio import BlobReader, load_array
@@ -25,12 +26,12 @@ class SegmentReader:
         segment: steps [start_step, end_step) and where their rows come from.
         batch_size: rows a step.
         columns: leading tokens of a row to read: M for a router, S+1 for an expert.
-        blobs: holds the tokens manifest, its arrays, and the assignment.
+        blobs: holds the tokens manifest, its arrays, and the assignment, or labels and mixture.
         manifest: the parsed tokens manifest, if the caller has it already.
 
     Raises:
         InvariantViolation: ``bug.segment-too-long``, the steps need more rows than the data has.
-        DataError: ``data.bad-assignment``, the assignment's length is not the segment's.
+        DataError: ``data.bad-assignment`` or ``data.bad-labels``: they do not fit the segment or the rows.
     """
 
     def __init__(
@@ -51,7 +52,12 @@ class SegmentReader:
         needed = (segment.end_step - segment.start_step) * batch_size
         self._block = -1
         self._block_rows = np.empty(0, dtype=np.int64)
-        self._chosen = chosen_positions(segment.data, blobs)
+        self._draws: Draws | None = None
+        self._chosen: np.ndarray | None = None
+        if isinstance(segment.data, Clustered):
+            self._draws = draw_rows(segment.data, needed, blobs)
+        else:
+            self._chosen = chosen_positions(segment.data, blobs)
         self.num_rows = needed if self._chosen is None else len(self._chosen)
         if self.num_rows < needed:
             what = f"segment {segment.index}: {needed} rows wanted by its steps, {self.num_rows} in its data"
@@ -59,25 +65,37 @@ class SegmentReader:
 
     def batch(self, step: int) -> np.ndarray:
         """uint16 [batch_size, columns] of the step (counted over the lineage, not the segment)."""
-        segment = self._segment
-        assert segment.start_step <= step < segment.end_step, (step, segment.start_step, segment.end_step)
-        block, place = divmod(step - segment.start_step, BLOCK_STEPS)
+        block, place = divmod(self._offset(step), BLOCK_STEPS)
         if block != self._block:
             self._block, self._block_rows = block, self._rows_of_block(block)
         rows = self._block_rows[place * self._batch_size : (place + 1) * self._batch_size]
         return self._rows.take(rows)[:, : self._columns]
+
+    def weights(self, step: int) -> np.ndarray | None:
+        """float32 [batch_size], what each row's mean NLL counts for in the step's mean; None is one for all."""
+        first = self._offset(step) * self._batch_size
+        if self._draws is None or self._draws.weights is None:
+            return None
+        return self._draws.weights[first : first + self._batch_size]
+
+    def _offset(self, step: int) -> int:
+        segment = self._segment
+        assert segment.start_step <= step < segment.end_step, (step, segment.start_step, segment.end_step)
+        return step - segment.start_step
 
     def _rows_of_block(self, block: int) -> np.ndarray:
         """Row indices of the steps of a block, in order."""
         data = self._segment.data
         first = block * BLOCK_STEPS * self._batch_size
         count = min(BLOCK_STEPS * self._batch_size, self.num_rows - first)
+        if self._draws is not None:
+            return self._draws.rows[first : first + count]
         if self._chosen is None:
             return stream_rows(len(self._rows), data.key, data.start + first, count)
         return rows_at(len(self._rows), data.key, data.start + self._chosen[first : first + count])
 
 
-def chosen_positions(data: SegmentData, blobs: BlobReader) -> np.ndarray | None:
+def chosen_positions(data: Stream | RandomShare | Assigned, blobs: BlobReader) -> np.ndarray | None:
     """Offsets into [0, count) of the stream that the segment reads, ascending; None is all of them.
 
     A random share holds the offsets j with permute(j, count, seed) mod shares = share, so the shares

@@ -14,6 +14,7 @@ from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
 from sampling import compare, embed, scoring, tokens
 from sampling.assign import balanced_assignment
+from sampling.labels import collect_labels
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
 __all__ = ["BlobReader", "LocalBlobs", "TaskOutput", "run_task"]
@@ -68,6 +69,7 @@ def assign(call: TaskCall) -> TaskOutput:
 _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "bpe"): tokens.fit_bpe,
     ("fit", "lsi"): embed.fit_lsi_task,
+    ("fit", "labels"): collect_labels,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,

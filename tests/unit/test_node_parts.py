@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 from expert_node.attach import MAX_TOKENS_PER_MESSAGE, take_batch
+from expert_node.checkpoint_writer import CURVE_POINTS, Interval
 from expert_node.fetch import fetch_inputs, plane_of_input, read_manifest, train_rows
 from expert_node.frames import encode, read_frame
-from expert_node.training import CURVE_POINTS, Interval
-from expert_node.values import TaskLease
+from expert_node.values import TaskLease, TrainLease
 from expert_node.wire import lease_of
 from expert_node.worker import describe
 from expert_node.workshop import exit_reason
 from potluck.errors import DataError, NotReachable
-from potluck.ids import Digest, Fence, TaskId, digest_bytes
+from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, TaskId, digest_bytes
+from potluck.lm.local_checkpoints import Losses
 from potluck.net.counters import Plane
+from potluck.recipe import Clustered, Segment
 from potluck.v1 import expert_pb2 as pb
 from potluck.v1 import node_pb2
 
@@ -80,6 +82,29 @@ def test_what_a_manifest_input_lists_is_fetched_too(tmp_path: Path) -> None:
     assert source.asked == {rows: "corpus", manifest: "corpus", weights: "weights"}
 
 
+def test_a_mixtures_segment_brings_labels_and_mixture_and_the_array_that_the_labels_list(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path)
+    tokens = source.add(json.dumps({"blobs": {}, "splits": {"train": {"parts": []}}}).encode())
+    array, mixture = source.add(b"array"), source.add(b"mixture")
+    labels = source.add(json.dumps({"blobs": {"labels": array}}).encode())
+    data = Clustered(tokens=tokens, labels=labels, mixture=mixture, key=1, start=0)
+    lease = TrainLease(
+        fence=Fence(1),
+        term_ms=1,
+        lineage=LineageId("l"),
+        recipe_json="",
+        segments_json=f"[{Segment(index=0, start_step=0, end_step=2, data=data).to_json()}]",
+        profile_json="{}",
+        head_step=0,
+        head=NO_DIGEST,
+        weights=NO_DIGEST,
+        optimizer=NO_DIGEST,
+        target_step=2,
+        label="",
+    )
+    assert set(asyncio.run(fetch_inputs(lease, source))) == {tokens, array, mixture, labels}
+
+
 def test_a_blob_that_cannot_be_had_fails_the_whole_fetch(tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     with pytest.raises(NotReachable):
@@ -131,7 +156,7 @@ def test_scores_go_in_a_message_of_their_own() -> None:
 
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 1000])
 def test_a_loss_curve_has_at_most_32_points_and_ends_at_the_last_step(steps: int) -> None:
-    interval = Interval(start_step=10)
+    interval = Interval(Losses(start_step=10))
     for i in range(steps):
         interval.add(10 + i, 2.0, 8)
     figures = interval.figures()

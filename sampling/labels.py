@@ -1,0 +1,123 @@
+"""Which domain each train row belongs to: one array of labels, and the manifest that gives them names.
+
+The labels manifest, canonical JSON: `partition` and `tokens` (digests), `domains` (names, in the order of
+the labels), `sizes` (train rows of each), `rows`, `excluded`, `sequence_length`, `labels` (digest).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from potluck.errors import DataError
+from potluck.ids import Digest, Json, digest_file
+from sampling.taskio import BlobReader, TaskCall, TaskOutput, load_array
+
+EXCLUDED = 0xFFFFFFFF
+"""Label of a row that is never drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    partition: Digest
+    tokens: Digest
+    domains: Sequence[str]
+    sizes: Mapping[str, int]
+    """Rows by domain name, excluded ones not counted; in the order of `domains`."""
+    excluded: int
+    sequence_length: int
+    label: Digest
+
+    @property
+    def rows(self) -> int:
+        """All train rows, excluded ones too."""
+        return sum(self.sizes.values()) + self.excluded
+
+    def array(self, blobs: BlobReader) -> np.ndarray:
+        """uint32 [rows], memory-mapped.
+
+        Raises:
+            DataError: ``data.bad-labels``.
+        """
+        labels = load_array(blobs.path(self.label))
+        if labels.shape != (self.rows,) or labels.dtype != np.dtype("<u4"):
+            what = f"labels {self.label[:12]}: {labels.dtype} {labels.shape}, not uint32 ({self.rows},)"
+            raise DataError("data.bad-labels", what, "compute the labels again")
+        return labels
+
+
+def parse_labels(manifest: Mapping[str, Any]) -> Labels:
+    if manifest.get("kind") != "labels" or len(manifest["domains"]) != len(manifest["sizes"]):
+        raise DataError("data.bad-labels", f"not a labels manifest: {manifest.get('kind')!r}", "name another blob")
+    return Labels(
+        partition=Digest(manifest["partition"]),
+        tokens=Digest(manifest["tokens"]),
+        domains=tuple(manifest["domains"]),
+        sizes=dict(zip(manifest["domains"], manifest["sizes"], strict=True)),
+        excluded=int(manifest["excluded"]),
+        sequence_length=int(manifest["sequence_length"]),
+        label=Digest(manifest["labels"]),
+    )
+
+
+def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
+    return parse_labels(json.loads(blobs.path(digest).read_text(encoding="utf-8")))
+
+
+def collect_labels(call: TaskCall) -> TaskOutput:
+    """Task `fit`, what `labels`: the labels of all parts, in the order of the tokens manifest's train parts.
+
+    Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON with `domains`), and
+    perhaps `excluded` (uint8 or bool [train rows], rows to leave out).
+
+    Raises:
+        DataError: ``data.bad-labels``, lengths or labels do not fit.
+    """
+    domains = [str(name) for name in call.json("partition")["domains"]]
+    tokens = call.json("tokens")
+    count = int(tokens["splits"]["train"]["rows"])
+    parts = [load_array(call.path(name)) for name in call.numbered("labels")]
+    if sum(len(part) for part in parts) != count:
+        what = f"{sum(len(part) for part in parts)} labels for {count} train rows"
+        raise DataError("data.bad-labels", what, "label every part of the corpus")
+    labels = np.concatenate([np.asarray(part, dtype=np.uint32) for part in parts])
+    if "excluded" in call.inputs:
+        excluded = load_array(call.path("excluded"))
+        if excluded.shape != labels.shape:
+            what = f"excluded has shape {excluded.shape}, not {labels.shape}"
+            raise DataError("data.bad-labels", what, "find the duplicates of this corpus")
+        labels[excluded.astype(bool)] = EXCLUDED
+    kept = labels[labels != EXCLUDED]
+    if kept.size and int(kept.max()) >= len(domains):
+        what = f"label {int(kept.max())} with {len(domains)} domains"
+        raise DataError("data.bad-labels", what, "label with the partition that is named")
+    sizes = np.bincount(kept, minlength=len(domains)).tolist()
+    path = call.write_array("array", labels)
+    digest = digest_file(path)
+    manifest: dict[str, Json] = {
+        "kind": "labels",
+        "version": 1,
+        "partition": call.inputs["partition"],
+        "tokens": call.inputs["tokens"],
+        "sequence_length": int(tokens["sequence_length"]),
+        "domains": domains,
+        "sizes": sizes,
+        "rows": count,
+        "excluded": count - len(kept),
+        "labels": digest,
+        "blobs": {"labels": digest},
+    }
+    return TaskOutput(
+        files={"labels": call.write_json("labels", manifest), "array": path},
+        figures={
+            "rows": count,
+            "excluded": count - len(kept),
+            "domains": len(domains),
+            "empty_domains": sizes.count(0),
+            "largest_domain": max(sizes),
+        },
+    )
