@@ -1,16 +1,19 @@
-"""Text one token at a time, with the keys and values of earlier tokens kept."""
+"""Text one token at a time, of one prompt or of many at once."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from potluck.errors import UsageError
-from potluck.lm.model import Block, Decoder, rms_norm, rotate
+from potluck.lm.config import ModelConfig
+from potluck.lm.decoding import BatchDecoder, Window
+from potluck.lm.documents import EOD
+from potluck.lm.model import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class SamplingParams:
                 raise UsageError("usage.bad-sampling", f"{name} = {getattr(self, name)}", f"allowed: {allowed}")
 
 
-def generate(model: Decoder, ids: Sequence[int], params: SamplingParams, *, eod: int = 0) -> Iterator[int]:
+def generate(model: Decoder, ids: Sequence[int], params: SamplingParams, *, eod: int = EOD) -> Iterator[int]:
     """Yields the continuation of a prompt, token by token, at most `params.max_tokens`.
 
     The model sees at most `config.context - 1` tokens, as many as in training. Whenever there would be
@@ -46,77 +49,94 @@ def generate(model: Decoder, ids: Sequence[int], params: SamplingParams, *, eod:
     Raises:
         UsageError: ``usage.empty-prompt``.
     """
-    if not ids:
-        raise UsageError("usage.empty-prompt", "the prompt has no tokens", "give at least one token")
-    return _continue(model, list(ids), params, eod)
+    text = Continuation(model.config, ids, params, eod=eod)
+    return _tokens(BatchDecoder(model, slots=1), text)
 
 
-def _continue(model: Decoder, ids: list[int], params: SamplingParams, eod: int) -> Iterator[int]:
-    limit = max(1, model.config.context - 1)
-    generator = torch.Generator().manual_seed(params.seed)
-    window = ids if len(ids) <= limit else ids[-max(1, limit // 2) :]
-    cache = _Cache(model, limit)
-    fresh = window
-    for produced in range(params.max_tokens):
-        token = choose_token(cache.logits(fresh), params, generator)
-        yield token
-        if token == eod or produced + 1 == params.max_tokens:
-            return
-        window = [*window, token]
-        fresh = [token]
-        if len(window) > limit:
-            window = fresh = window[-max(1, limit // 2) :]
-            cache.clear()
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    *,
+    eod: int = EOD,
+    slots: int = 0,
+) -> list[list[int]]:
+    """The continuations that `generate` yields, of many prompts, by one forward a step for all that go on.
+
+    Args:
+        params: for all prompts, or one for each.
+        slots: prompts worked at once, `BatchDecoder`'s default if 0; the next starts when one has ended.
+
+    Raises:
+        UsageError: ``usage.empty-prompt``.
+        ValueError: there are not as many params as prompts.
+    """
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    texts = [Continuation(model.config, ids, p, eod=eod) for ids, p in zip(prompts, each, strict=True)]
+    found: list[list[int]] = [[] for _ in texts]
+    decoder = BatchDecoder(model, slots)
+    waiting = deque(enumerate(texts))
+    active: list[tuple[int, Continuation]] = []
+    while waiting or active:
+        while waiting and len(active) < decoder.slots:
+            active.append(waiting.popleft())
+        for (i, text), logits in zip(active, decoder.logits([text.window for _, text in active]), strict=True):
+            found[i].append(text.take(logits))
+            if text.finish:
+                decoder.leave(text.window)
+        active = [(i, text) for i, text in active if not text.finish]
+    return found
+
+
+class Continuation:
+    """One text being continued; its tokens are drawn by a generator of its own."""
+
+    def __init__(self, config: ModelConfig, ids: Sequence[int], params: SamplingParams, *, eod: int = EOD) -> None:
+        """
+        Raises:
+            UsageError: ``usage.empty-prompt``.
+        """
+        self.window = Window(config, ids)
+        self.finish = ""
+        """`eod` or `length` once the last token is taken."""
+        self._params = params
+        self._eod = eod
+        self._generator = torch.Generator().manual_seed(params.seed)
+        self._num_left = params.max_tokens
+
+    def take(self, logits: Tensor) -> int:
+        """The next token, from the [vocab] logits of what follows the window; the window then ends with it."""
+        token = choose_token(logits, self._params, self._generator)
+        self._num_left -= 1
+        if token == self._eod:
+            self.finish = "eod"
+        elif not self._num_left:
+            self.finish = "length"
+        else:
+            self.window.append(token)
+        return token
 
 
 def choose_token(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """Picks a token from [vocab] logits; ties of the likeliest go to the lower token."""
+    """Picks a token from [vocab] logits; ties of the likeliest go to the lower token.
+
+    Chance falls on tokens in the order of the vocabulary, not of their likelihood, so that rounding which swaps two
+    equally likely tokens changes no draw.
+    """
     if params.temperature == 0:
         return int(logits.argmax())
-    ordered, tokens = torch.sort(logits.float() / params.temperature, descending=True, stable=True)
+    scaled = logits.float() / params.temperature
+    if not params.top_k and params.top_p == 1:
+        return int(torch.multinomial(torch.softmax(scaled, 0), 1, generator=generator))
+    ordered, tokens = torch.sort(scaled, descending=True, stable=True)
     if params.top_k:
         ordered, tokens = ordered[: params.top_k], tokens[: params.top_k]
     probabilities = torch.softmax(ordered, 0)
     before = probabilities.cumsum(0) - probabilities
-    probabilities = probabilities * (before < params.top_p)
-    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
+    chances = torch.zeros_like(scaled).index_copy_(0, tokens, probabilities * (before < params.top_p))
+    return int(torch.multinomial(chances, 1, generator=generator))
 
 
-class _Cache:
-    """Keys and values of one window, per block [2, limit, heads, head_dim]."""
-
-    def __init__(self, model: Decoder, limit: int) -> None:
-        config = model.config
-        self._model = model
-        self._length = 0
-        shape = (config.layers, 2, limit, config.heads, config.hidden // config.heads)
-        self._kept = torch.empty(shape, dtype=model.norm.dtype, device=model.norm.device)
-
-    def clear(self) -> None:
-        self._length = 0
-
-    @torch.no_grad()
-    def logits(self, tokens: list[int]) -> Tensor:
-        """Appends tokens to the window; returns the [vocab] float32 logits of what follows them."""
-        model, end = self._model, self._length + len(tokens)
-        x = model.embedding(torch.tensor(tokens, dtype=torch.long, device=self._kept.device))
-        rotary = model.rotary[self._length : end]
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            x = self._block(block, x, rotary, self._kept[layer, :, :end])
-        self._length = end
-        last = rms_norm(x[-1], model.norm)
-        return (model.embedding.weight @ last).float().cpu()
-
-    def _block(self, block: Block, x: Tensor, rotary: Tensor, kept: Tensor) -> Tensor:
-        """x [n, hidden] are the newest tokens; kept [2, end, heads, head_dim] has room for their keys and values."""
-        n, h = x.shape
-        q, k, v = F.linear(rms_norm(x, block.attention_norm), block.qkv).view(n, 3, block.heads, -1).unbind(1)
-        kept[0, -n:], kept[1, -n:] = rotate(k, rotary), v
-        q = rotate(q, rotary).transpose(0, 1).unsqueeze(0)
-        keys, values = kept.transpose(1, 2).unsqueeze(1).unbind(0)
-        # One new token sees everything kept; several are the start of a window and see it causally.
-        mixed = F.scaled_dot_product_attention(q, keys, values, is_causal=n > 1)
-        x = x + F.linear(mixed.squeeze(0).transpose(0, 1).reshape(n, h), block.out)
-        gate, up = F.linear(rms_norm(x, block.ffn_norm), block.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, block.down)
+def _tokens(decoder: BatchDecoder, text: Continuation) -> Iterator[int]:
+    while not text.finish:
+        yield text.take(decoder.logits([text.window])[0])
