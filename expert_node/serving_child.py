@@ -1,4 +1,4 @@
-"""The serving child: holds models, answers generate and score work, one token of each in turn.
+"""The serving child: holds models and answers work. All texts of a model get their next token by one forward.
 
     python -m expert_node.serving_child PARENT_PID
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,57 +25,46 @@ from potluck.lm.config import ModelConfig
 from potluck.telemetry import logger
 
 if TYPE_CHECKING:
+    from potluck.lm.decoding import BatchDecoder
     from potluck.lm.model import Decoder
 
-EOD = 0
 ROWS_PER_TURN = 8
 """Rows scored between two looks at the other requests."""
+PREFILL_TOKENS = 512
+"""Prompt tokens run between two steps of the texts that are under way; a longer prompt comes alone."""
 MAX_JOBS = 1024
 
 log = logger("expert_node.serving")
 
 
 class Generation:
-    """One text being continued; takes a turn only while its reader has given credit."""
+    """One text being continued; takes part in a step only while its reader has given credit."""
 
-    def __init__(self, command: Message, model: Decoder) -> None:
-        from potluck.lm.generate import SamplingParams, generate
+    def __init__(self, command: Message, decoder: BatchDecoder) -> None:
+        from potluck.lm.generate import Continuation, SamplingParams
 
-        self.credit = int(command["credit"])
-        self._left = int(command["max_tokens"])
         params = SamplingParams(
-            max_tokens=self._left,
+            max_tokens=int(command["max_tokens"]),
             temperature=command["temperature"],
             top_k=command["top_k"],
             top_p=command["top_p"] or 1.0,
             seed=command["seed"],
         )
-        self._tokens: Iterator[int] = generate(model, command["ids"], params, eod=EOD)
-
-    @property
-    def ready(self) -> bool:
-        return self.credit > 0
-
-    def turn(self) -> tuple[Message, bool]:
-        """The next answer, and whether it is the last."""
-        token = next(self._tokens)
-        self.credit -= 1
-        self._left -= 1
-        finish = "eod" if token == EOD else "" if self._left else "length"
-        return {"type": "tokens", "ids": [token], "finish": finish}, bool(finish)
+        self.credit = int(command["credit"])
+        self.weights: str = command["weights"]
+        self.decoder = decoder
+        self.text = Continuation(decoder.config, command["ids"], params)
 
 
 class Scoring:
     """Log-probabilities of tokens 2..n, in rows of `context` tokens that overlap by one, as in evaluation."""
-
-    ready = True
 
     def __init__(self, command: Message, model: Decoder) -> None:
         self._model = model
         self._ids: list[int] = command["ids"]
         self._log_probs: list[float] = []
 
-    def turn(self) -> tuple[Message | None, bool]:
+    def turn(self) -> list[float] | None:
         """Scores some rows; the answer comes with the last of them."""
         import torch
 
@@ -89,39 +78,89 @@ class Scoring:
                 break
             self._log_probs += (-token_nll(self._model, torch.tensor([row]))[0]).tolist()
         if len(self._log_probs) + 1 < len(self._ids):
-            return None, False
-        return {"type": "scores", "log_probs": self._log_probs}, True
+            return None
+        return self._log_probs
 
 
 class Server:
-    """Models by the digest of their weights, jobs by the node's key."""
+    """Models by the digest of their weights, jobs by the node's key, oldest first."""
 
     def __init__(self, pipe: ParentPipe) -> None:
         self._pipe = pipe
         self._models: dict[str, Decoder] = {}
+        self._decoders: dict[str, BatchDecoder] = {}
+        """Of the models that go on with a text now; they outlive an `unload` for as long."""
         self._jobs: dict[int, Generation | Scoring] = {}
 
     def run(self) -> None:
         """Serves until the process is ended."""
         while True:
-            if not any(job.ready for job in self._jobs.values()):
+            if not any(isinstance(job, Scoring) or job.credit > 0 for job in self._jobs.values()):
                 self._take(self._pipe.receive())
             while (message := self._pipe.poll()) is not None:
                 self._take(message)
-            for key, job in list(self._jobs.items()):
-                if job.ready:
-                    self._turn(key, job)
+            self._round()
 
-    def _turn(self, key: int, job: Generation | Scoring) -> None:
+    def _round(self) -> None:
+        """Some rows of every text to score, one token of every text to continue."""
+        ready: dict[BatchDecoder, dict[int, Generation]] = {}
+        for key, job in list(self._jobs.items()):
+            if isinstance(job, Scoring):
+                self._score(key, job)
+            elif job.credit > 0:
+                ready.setdefault(job.decoder, {})[key] = job
+        for decoder, jobs in ready.items():
+            self._step(decoder, jobs)
+
+    def _score(self, key: int, job: Scoring) -> None:
         try:
-            answer, last = job.turn()
+            log_probs = job.turn()
         except Exception as error:  # One request's failure must not end the others.
             self._fail(key, error)
             return
-        if last:
-            del self._jobs[key]
-        if answer is not None:
-            self._pipe.send({**answer, "key": key})
+        if log_probs is not None:
+            self._end(key)
+            self._pipe.send({"type": "scores", "log_probs": log_probs, "key": key})
+
+    def _step(self, decoder: BatchDecoder, jobs: dict[int, Generation]) -> None:
+        """One token for each of the oldest jobs, as many as the decoder takes; each fails for itself."""
+        jobs = self._prefilled(decoder, dict(islice(jobs.items(), decoder.slots)))
+        if not jobs:
+            return
+        try:
+            logits = decoder.logits([job.text.window for job in jobs.values()])
+        except Exception as error:  # What the forward cannot do it can do for none of them.
+            for key in jobs:
+                self._fail(key, error)
+            return
+        for (key, job), row in zip(jobs.items(), logits, strict=True):
+            try:
+                token = job.text.take(row)
+            except Exception as error:  # Such as logits that are not finite.
+                self._fail(key, error)
+                continue
+            job.credit -= 1
+            finish = job.text.finish
+            if finish:
+                self._end(key)
+            self._pipe.send({"type": "tokens", "ids": [token], "finish": finish, "key": key})
+
+    def _prefilled(self, decoder: BatchDecoder, jobs: dict[int, Generation]) -> dict[int, Generation]:
+        """Those whose last token can be run now. New prompts beyond a round's share wait for the next round."""
+        found: dict[int, Generation] = {}
+        num_run = 0
+        for key, job in jobs.items():
+            missing = job.text.window.num_missing
+            if missing and num_run and num_run + missing > PREFILL_TOKENS:
+                continue
+            num_run += missing
+            try:
+                decoder.prefill(job.text.window)
+            except Exception as error:  # Such as too little memory for one more text.
+                self._fail(key, error)
+            else:
+                found[key] = job
+        return found
 
     def _take(self, message: Message) -> None:
         match message["type"]:
@@ -136,7 +175,7 @@ class Server:
                 if isinstance(job, Generation):
                     job.credit += message["tokens"]
             case "cancel":
-                self._jobs.pop(message["key"], None)
+                self._end(message["key"])
             case other:
                 raise AssertionError(f"the node said {other!r}")
 
@@ -173,13 +212,30 @@ class Server:
         if wrong is not None:
             raise Refused("refused.bad-token", f"token {wrong} is outside [0, {vocab})", "use the run's tokenizer")
         if message["type"] == "generate":
-            return Generation(message, model)
+            return self._generation(message, model)
         if not message["ids"]:
             raise Refused("refused.empty", "there are no tokens to score", "give at least one token")
         return Scoring(message, model)
 
+    def _generation(self, message: Message, model: Decoder) -> Generation:
+        from potluck.lm.decoding import BatchDecoder
+
+        weights = message["weights"]
+        decoder = self._decoders[weights] if weights in self._decoders else BatchDecoder(model)
+        generation = Generation(message, decoder)
+        self._decoders[weights] = decoder
+        return generation
+
+    def _end(self, key: int) -> None:
+        """A job is over, whoever ended it; the last one of a model gives the memory of keys and values back."""
+        job = self._jobs.pop(key, None)
+        if isinstance(job, Generation):
+            job.decoder.leave(job.text.window)
+            if not any(isinstance(other, Generation) and other.decoder is job.decoder for other in self._jobs.values()):
+                del self._decoders[job.weights]
+
     def _fail(self, key: int, error: Exception) -> None:
-        self._jobs.pop(key, None)
+        self._end(key)
         error_id, text = describe(error)
         if error_id.startswith("bug."):
             log.failure("request-failed", error, key=key)

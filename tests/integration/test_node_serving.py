@@ -137,10 +137,13 @@ async def serving_node(folder: Path, weights: Path) -> AsyncIterator[tuple[Servi
         await server.stop(None)
 
 
-def generate_work(weights: Path, request: int, *, max_tokens: int, credit: int, ids: list[int] = PROMPT) -> Any:
+def generate_work(
+    weights: Path, request: int, *, max_tokens: int, credit: int, ids: list[int] = PROMPT, seed: int = 4,
+    temperature: float = 1.0,
+) -> Any:  # fmt: skip
     work = pb.GenerateWork(
         request=request, run="r", slot="expert-0", weights=digest_file(weights), ids=ids, max_tokens=max_tokens,
-        temperature=1.0, top_p=1.0, seed=4, credit=credit,
+        temperature=temperature, top_p=1.0, seed=seed, credit=credit,
     )  # fmt: skip
     return pb.AttachDownItem(generate=work)
 
@@ -169,6 +172,40 @@ def test_a_served_model_generates_what_the_library_generates_as_far_as_credit_go
             await twin.until(lambda: twin.finish(1) != "")
             assert twin.tokens(1) == expected
             assert twin.finish(1) == ("eod" if expected[-1] == 0 else "length")
+
+    asyncio.run(scenario())
+
+
+def test_texts_generated_together_are_those_of_the_library_whatever_becomes_of_their_neighbours(tmp_path: Path) -> None:
+    weights = weights_file(tmp_path / "w")
+    model = local_model(weights)
+    prompts = {request: [1 + (request * 11 + i) % 60 for i in range(request)] for request in range(1, 9)}
+    expected = {
+        request: list(generate(model, ids, SamplingParams(max_tokens=24, temperature=1.0, seed=request)))
+        for request, ids in prompts.items()
+    }
+
+    async def scenario() -> None:
+        async with serving_node(tmp_path, weights) as (_, twin):
+            for request, ids in prompts.items():
+                credit = 2 if request == 3 else 24
+                work = generate_work(weights, request, max_tokens=24, credit=credit, ids=ids, seed=request)
+                await twin.down.put(work)
+                # Between them: one that cannot start, one that is cancelled, one that scores.
+                await twin.down.put(generate_work(weights, 100 + request, max_tokens=9, credit=9, temperature=-1.0))
+                await twin.down.put(generate_work(weights, 200 + request, max_tokens=1000, credit=1000, seed=request))
+                score = pb.ScoreWork(request=300 + request, run="r", slot="expert-0", weights=digest_file(weights))
+                score.ids.extend([1, 2, 3])
+                await twin.down.put(pb.AttachDownItem(score=score))
+                await twin.down.put(pb.AttachDownItem(cancel=pb.CancelWork(request=200 + request)))
+            await twin.until(lambda: all(twin.finish(request) for request in prompts if request != 3))
+            await twin.until(lambda: len(twin.failures()) == len(prompts))
+            await twin.until(lambda: sum(i.HasField("scores") for i in twin.items) == len(prompts))
+            await twin.until(lambda: twin.finish(3) != "" or len(twin.tokens(3)) == 2)
+            await twin.down.put(pb.AttachDownItem(credit=pb.Credit(request=3, tokens=22)))
+            await twin.until(lambda: twin.finish(3) != "")
+            assert {request: twin.tokens(request) for request in prompts} == expected
+            assert twin.failures() == {100 + request: "usage.bad-sampling" for request in prompts}
 
     asyncio.run(scenario())
 
