@@ -20,7 +20,7 @@ from potluck.errors import Refused, SpecError
 from potluck.ids import RunId
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
-from potluck.spec import RunSpec
+from potluck.specs.run import RunSpec, spec_from_json
 from potluck.telemetry import logger
 from potluck.v1 import admin_pb2, admin_pb2_grpc
 
@@ -141,7 +141,7 @@ def _spec_of(request: admin_pb2.StartRunRequest) -> RunSpec:
     if not request.request_id:
         raise SpecError("spec.no-request-id", "the request has no request_id", "give each new request its own")
     try:
-        return RunSpec.from_json(request.spec_json)
+        return spec_from_json(request.spec_json)
     except (ValueError, AttributeError) as error:
         if isinstance(error, SpecError):
             raise

@@ -17,17 +17,9 @@ from potluck.lm.flops import forward_flops, train_flops
 from potluck.lm.memory import predict_training_bytes
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
-from potluck.spec import (
-    ControlSpec,
-    DenseSpec,
-    EvalSpec,
-    ExpertSpec,
-    ModelShape,
-    RouterSpec,
-    RunSpec,
-    SearchSpec,
-    TextSpec,
-)
+from potluck.specs.run import RunSpec
+from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
+from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
 
 TOKENS_PER_PARAMETER = 20.0
 SAFETY = 0.75
@@ -146,7 +138,7 @@ def ladder() -> list[Rung]:
     return rungs
 
 
-def spec_of(rung: Rung, *, seed: int = 0) -> RunSpec:
+def spec_of(rung: Rung, *, seed: int = 0) -> SmallTalkSpec:
     """The spec of a rung, its corpus not known yet; batch and learning rates as the search nearest to it found them."""
     found = search_for(rung.index)
     experts = ExpertSpec(
@@ -158,7 +150,7 @@ def spec_of(rung: Rung, *, seed: int = 0) -> RunSpec:
     rows = rung.tokens_per_expert // text.sequence_length
     chunk = max(1, rows // experts.chunks // CHUNK_GRAIN_ROWS) * CHUNK_GRAIN_ROWS * experts.num
     small = EXPERT_PRESETS.index(rung.preset) < EXPERT_PRESETS.index(SMALL_ROUTER_BELOW)
-    return RunSpec(
+    return SmallTalkSpec(
         corpus=UNKNOWN_CORPUS,
         seed=seed,
         text=text,
@@ -176,7 +168,7 @@ def spec_of(rung: Rung, *, seed: int = 0) -> RunSpec:
     )
 
 
-def cost_of(spec: RunSpec) -> Cost:
+def cost_of(spec: SmallTalkSpec) -> Cost:
     """Steps, tokens, FLOPs and memory of every side of a run."""
     expert, router = spec.expert_model(), spec.router_model()
     length, prefix, num = spec.text.sequence_length, spec.text.prefix_length, spec.experts.num
@@ -216,7 +208,15 @@ def cost_of(spec: RunSpec) -> Cost:
     )
 
 
-def predict_seconds(spec: RunSpec, machine: Machine, *, train_tokens: int) -> float:
+def training_bytes(spec: RunSpec) -> int:
+    """Peak memory of training the largest model of a run, beyond the program itself."""
+    if isinstance(spec, SmallTalkSpec):
+        return cost_of(spec).expert_memory_bytes
+    batch = spec.training.batch_size
+    return predict_training_bytes(spec.full_model(), batch_size=batch, sequence=spec.text.sequence_length)
+
+
+def predict_seconds(spec: SmallTalkSpec, machine: Machine, *, train_tokens: int) -> float:
     """Wall-clock seconds of a run whose nodes share this machine's cores, at the rates given."""
     cost, rates, num = cost_of(spec), machine.rates, spec.experts.num
     expert, length, prefix = spec.expert_model(), spec.text.sequence_length, spec.text.prefix_length
@@ -259,7 +259,7 @@ def makespan(jobs: Sequence[float], *, workers: int, cores: int) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Sized:
     rung: Rung
-    spec: RunSpec
+    spec: SmallTalkSpec
     seconds: float
     """Predicted, at the safe rate."""
     epochs: float

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from potluck.config import to_mapping
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 CALL_PREFIX = "# call: "
 KEPT_OUT = ("corpus", "spec_version")
 """The digest comes from the data; the version is this release's."""
 
 
-def spec_text(spec: RunSpec, *, data: str, name: str, call: Mapping[str, Any], remarks: list[str]) -> str:
+def spec_text(spec: SmallTalkSpec, *, data: str, name: str, call: Mapping[str, Any], remarks: list[str]) -> str:
     """The TOML of a spec; `call` is what `same_call` later compares."""
     head = [f"# {remark}" for remark in remarks]
     head.append(CALL_PREFIX + json.dumps(call, sort_keys=True))

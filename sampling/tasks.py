@@ -12,7 +12,7 @@ import numpy as np
 
 from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
-from sampling import compare, embed, scoring, tokens
+from sampling import compare, contest, embed, scoring, tokens
 from sampling.assign import balanced_assignment
 from sampling.labels import collect_labels
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
@@ -79,4 +79,5 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("eval", "probe"): scoring.eval_probe,
     ("eval", "purity"): scoring.eval_purity,
     ("eval", "compare"): compare.eval_compare,
+    ("eval", "contest"): contest.eval_contest,
 }

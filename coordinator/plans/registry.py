@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import assert_never
 
-from coordinator.plans import smalltalk
+from coordinator.plans import single, smalltalk
 from coordinator.plans.base import CorpusFacts, Results, Wanted
-from potluck.spec import RunSpec
-
-Plan = Callable[[RunSpec, CorpusFacts, Results], Wanted]
-
-PLANS: Mapping[str, Plan] = {"smalltalk": smalltalk.advance}
+from potluck.specs.run import spec_from_json
+from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 
 def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
@@ -19,5 +17,12 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
     Raises:
         SpecError: the spec is none, or asks for what cannot be.
     """
-    spec = RunSpec.from_json(spec_json)
-    return PLANS[spec.method](spec, CorpusFacts.from_json(corpus_json), results)
+    spec = spec_from_json(spec_json)
+    corpus = CorpusFacts.from_json(corpus_json)
+    match spec:
+        case SmallTalkSpec():
+            return smalltalk.advance(spec, corpus, results)
+        case SingleSpec():
+            return single.advance(spec, corpus, results)
+        case _:
+            assert_never(spec)

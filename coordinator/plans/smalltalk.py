@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from coordinator.core.values import Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
+from coordinator.plans.held_out import Probed, last_stage
 from coordinator.plans.smalltalk_models import (
-    Probed,
-    final_weights,
     want_dense,
     want_experts,
-    want_probes,
     want_random_split,
 )
 from coordinator.plans.smalltalk_recipes import Recipes
@@ -22,16 +20,13 @@ from coordinator.plans.smalltalk_report import Contest, run_figures, want_report
 from coordinator.plans.smalltalk_routing import Routers, Scene, want_routers
 from coordinator.plans.smalltalk_search import choose_dense, choose_experts, dense_cells, expert_cells
 from coordinator.plans.smalltalk_sizes import Sizes
-from coordinator.plans.smalltalk_text import Text, too_small, want_text
+from coordinator.plans.text import Text, too_small, want_text
 from potluck.config import to_mapping
 from potluck.ids import canonical_json
-from potluck.spec import RunSpec
-
-MAX_NAMED = 4
-"""Slots without a publication that the last stage names."""
+from potluck.specs.smalltalk import SmallTalkSpec
 
 
-def advance(spec: RunSpec, corpus: CorpusFacts, results: Results) -> Wanted:
+def advance(spec: SmallTalkSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     """All that the run wants now, from scratch."""
     wishes = Wishes(results)
     text = want_text(spec, corpus, wishes)
@@ -71,14 +66,14 @@ def _train(scene: Scene, text: Text) -> Wanted:
         stage = _stage(scene, routers, _models_stage(scene, contest))
         return wishes.wanted(stage, publish=publish, serving_json=serving)
     finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
-    return wishes.wanted(_last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
+    return wishes.wanted(last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
 
 
 def _want_publications(scene: Scene, contest: Contest) -> list[Probed]:
     slots = {f"expert-{index}": training for index, training in enumerate(contest.experts)}
     if contest.dense is not None and scene.spec.evaluation.publish_dense:
         slots["dense"] = contest.dense
-    return [want_probes(scene, training, slot) for slot, training in slots.items()]
+    return [scene.examiner.probes(training, slot) for slot, training in slots.items()]
 
 
 def _serving_json(scene: Scene, routers: Routers) -> str:
@@ -106,18 +101,10 @@ def _stage(scene: Scene, routers: Routers, later: str) -> str:
     return later
 
 
-def _last_stage(probed: list[Probed]) -> str:
-    refused = [probe.refusal for probe in probed if probe.refusal]
-    if not refused:
-        return "done"
-    more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
-    return f"done; not published: {', '.join(refused[:MAX_NAMED])}{more}"
-
-
 def _models_stage(scene: Scene, contest: Contest) -> str:
     trainings = [*contest.experts, *contest.random_split]
     if contest.dense is not None:
         trainings.append(contest.dense)
-    if all(final_weights(scene, training) is not None for training in trainings):
+    if all(scene.examiner.final_weights(training) is not None for training in trainings):
         return "evaluating"
     return "training experts"

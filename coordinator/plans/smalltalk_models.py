@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from coordinator.core.values import Publication, TaskResult
-from coordinator.plans.smalltalk_recipes import Training
+from coordinator.plans.seeds import derive
 from coordinator.plans.smalltalk_routing import URGENT_RANK, Scene, want_chunk
-from coordinator.plans.smalltalk_sizes import Cell, derive
-from potluck.config import to_mapping
-from potluck.ids import Digest, Json, canonical_json
-from potluck.lm.memory import predict_inference_bytes
+from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.trainings import Training
+from potluck.ids import Digest
 from potluck.recipe import Assigned, RandomShare, Segment, Stream
 
 ORDINARY_RANK = 1
-EVAL_RANK = 2
-PROBE_TOLERANCE = 0.05
-"""Nats per token a later publication may be worse than the one before."""
-NUM_PROBES = 4
-"""At the first commit at or beyond each quarter."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    publication: Publication | None
-    """The last checkpoint that passed."""
-    is_complete: bool
-    """Every probe up to the last step has been taken."""
-    refusal: str = ""
-    """The slot and the last probe's figures, where no checkpoint has passed."""
 
 
 def want_experts(
@@ -79,103 +60,6 @@ def cell_suffixes(cells: tuple[Cell, ...]) -> dict[Cell, str]:
     if len(cells) == 1:
         return {cells[0]: ""}
     return {cell: f" (batch {cell.batch_size}, rate {cell.learning_rate:g})" for cell in cells}
-
-
-def final_weights(scene: Scene, training: Training) -> Digest | None:
-    return scene.wishes.weights(training.recipe.id, training.total_steps)
-
-
-def want_nll(scene: Scene, training: Training, split: str) -> TaskResult | None:
-    """NLL of every held-out row under a fully trained model, once it is."""
-    weights = final_weights(scene, training)
-    if weights is None:
-        return None
-    return scene.wishes.task(
-        "eval",
-        {"what": "nll", "split": split, "prefix_length": scene.spec.text.prefix_length, **_model_params(scene)},
-        {"weights": weights, "tokens_manifest": scene.text.tokens},
-        label=f"{split} NLL of {training.label}",
-        rank=EVAL_RANK,
-        memory_bytes=_eval_memory_bytes(scene),
-    )
-
-
-def want_probes(scene: Scene, training: Training, slot: str) -> Probed:
-    """A checkpoint is published if it is finite and below ln V at first, and hardly worse than before later."""
-    commits = scene.wishes.results.commits(training.recipe.id)
-    publication: Publication | None = None
-    before: float | None = None
-    refusal = ""
-    is_complete = True
-    for step in _probe_steps(training.total_steps, tuple(commits)):
-        if step is None:
-            is_complete = False
-            continue
-        weights = commits[step].weights
-        probe = _want_probe(scene, weights, f"probe {training.label} at step {step}")
-        is_complete = is_complete and probe is not None
-        if probe is None or not is_complete:  # probes count in order, whichever result comes first
-            continue
-        nll = probe.figures.get("mean_nll")
-        bound = _number(probe.figures.get("log_vocab")) if before is None else before + PROBE_TOLERANCE
-        if probe.figures.get("finite") is True and isinstance(nll, int | float) and nll < bound:
-            before = float(nll)
-            publication = Publication(
-                slot=slot,
-                lineage=training.recipe.id,
-                step=step,
-                weights=weights,
-                tokenizer=scene.text.tokenizer,
-                model_json=canonical_json(to_mapping(training.recipe.model)),
-            )
-        elif publication is None:
-            refusal = f"{slot} (probe {_shown(nll)}, ln V {bound:.2f})"
-    return Probed(publication=publication, is_complete=is_complete, refusal="" if publication else refusal)
-
-
-def _shown(nll: Json) -> str:
-    return f"{nll:.2f}" if isinstance(nll, int | float) else "not finite"
-
-
-def _probe_steps(total: int, steps: tuple[int, ...]) -> list[int | None]:
-    """The first commit at or beyond each quarter, each once; None where there is none yet."""
-    found: dict[int | None, None] = {}
-    for quarter in range(1, NUM_PROBES + 1):
-        threshold = -(-total * quarter // NUM_PROBES)
-        found[next((step for step in steps if step >= threshold), None)] = None
-    return list(found)
-
-
-def _want_probe(scene: Scene, weights: Digest, label: str) -> TaskResult | None:
-    return scene.wishes.task(
-        "eval",
-        {
-            "what": "probe",
-            "rows": scene.spec.evaluation.probe_rows,
-            "key": derive(scene.spec.seed, "probe"),
-            **_model_params(scene),
-        },
-        {"weights": weights, "tokens_manifest": scene.text.tokens},
-        label=label,
-        rank=ORDINARY_RANK,
-        memory_bytes=_eval_memory_bytes(scene),
-    )
-
-
-def _model_params(scene: Scene) -> dict[str, Json]:
-    spec = scene.spec
-    return {
-        "batch_size": spec.evaluation.batch_size,
-        "dtype": spec.profile.dtype,
-        "model": to_mapping(spec.expert_model()),
-    }
-
-
-def _eval_memory_bytes(scene: Scene) -> int:
-    spec = scene.spec
-    return predict_inference_bytes(
-        spec.expert_model(), batch_size=spec.evaluation.batch_size, sequence=spec.text.sequence_length
-    )
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -231,7 +115,3 @@ def _random(scene: Scene, chunk: int, index: int) -> RandomShare:
         share=index,
         seed=derive(scene.spec.seed, "split", chunk),
     )
-
-
-def _number(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

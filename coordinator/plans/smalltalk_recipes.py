@@ -6,56 +6,19 @@ has the init of expert e of the mixture, so that the two differ by data alone. T
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-from coordinator.core.values import LineageWanted
-from coordinator.plans.smalltalk_sizes import Cell, Sizes, derive
+from coordinator.plans.seeds import derive
+from coordinator.plans.smalltalk_sizes import Cell, Sizes
+from coordinator.plans.trainings import CONTROL_RANK, FIRST_RANK, Training, cosine, make_training, warm_up
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json, canonical_json
-from potluck.lm.memory import predict_training_bytes
-from potluck.recipe import Recipe, Schedule, Segment, commit_interval
-
-FIRST_RANK = 0
-"""Routers, experts and the dense twin."""
-CONTROL_RANK = 1
+from potluck.recipe import Schedule
+from potluck.specs.smalltalk import DenseSpec, ExpertSpec
 
 FullRowRole = Literal["expert", "random_split", "dense"]
 """Models that read S + 1 tokens of a row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """A lineage before its data is all known."""
-
-    recipe: Recipe
-    flops_per_step: float
-    memory_bytes: int
-    label: str
-    rank: int
-    profile_json: str
-
-    @property
-    def total_steps(self) -> int:
-        return self.recipe.schedule.total_steps
-
-    def wanted(self, segments: tuple[Segment, ...]) -> LineageWanted:
-        return LineageWanted(
-            id=self.recipe.id,
-            recipe_json=self.recipe.to_json(),
-            segments_json=tuple(segment.to_json() for segment in segments),
-            profile_json=self.profile_json,
-            total_steps=self.total_steps,
-            known_steps=segments[-1].end_step if segments else 0,
-            commit_every=self.recipe.commit_every,
-            flops_per_step=self.flops_per_step,
-            memory_bytes=self.memory_bytes,
-            role=self.recipe.role,
-            label=self.label,
-            rank=self.rank,
-        )
 
 
 class Recipes:
@@ -68,27 +31,27 @@ class Recipes:
 
     def router(self, index: int) -> Training:
         spec, sizes = self._spec, self._sizes
-        model, total = spec.router_model(), sizes.router_steps
-        prefix, batch = spec.text.prefix_length, spec.routers.batch_size
+        total, prefix = sizes.router_steps, spec.text.prefix_length
         schedule = Schedule(
             kind="constant",
             learning_rate=spec.routers.learning_rate,
-            warmup_steps=_warmup(spec.routers.warmup_fraction, total),
+            warmup_steps=warm_up(spec.routers.warmup_fraction, total),
             total_steps=total,
         )
-        recipe = Recipe(
+        return make_training(
+            spec,
             role="router",
             index=index,
-            model=model,
-            optimizer=spec.optimizer,
+            model=spec.router_model(),
             schedule=schedule,
-            batch_size=batch,
+            batch_size=spec.routers.batch_size,
+            inputs=prefix,
             columns=prefix,
             init_seed=derive(spec.seed, "router", index),
-            data_rule=self._rule("balanced_em", self._em_rule()),
-            commit_every=self._interval(model.num_parameters, batch, prefix - 1, total),
+            rule=self._rule("balanced_em", self._em_rule()),
+            label=f"router {index}",
+            rank=FIRST_RANK,
         )
-        return self._training(recipe, sizes.router_row_flops, f"router {index}", FIRST_RANK)
 
     def expert(self, index: int, cell: Cell, suffix: str = "") -> Training:
         rule = self._rule("routed", {**self._em_rule(), **self._chunk_rule()})
@@ -100,77 +63,56 @@ class Recipes:
 
     def dense(self, cell: Cell, suffix: str = "") -> Training:
         spec, sizes = self._spec, self._sizes
-        total = sizes.dense_steps(cell)
-        recipe = self._full_row_recipe(
+        return self._full_row(
             "dense",
             0,
             cell,
-            schedule=self._cosine(cell, spec.dense.warmup_fraction, spec.dense.final_fraction, total),
+            schedule=_schedule(cell, spec.dense, sizes.dense_steps(cell)),
             init_seed=derive(spec.seed, "dense"),
             rule=self._rule("stream", {"start": sizes.expert_chunk_start(0)}),
+            label=f"dense twin{suffix}",
+            rank=FIRST_RANK,
         )
-        return self._training(recipe, sizes.expert_row_flops, f"dense twin{suffix}", FIRST_RANK)
 
     def _expert_like(self, role: FullRowRole, index: int, cell: Cell, rule: str, label: str, rank: int) -> Training:
         spec, sizes = self._spec, self._sizes
-        total = sizes.expert_steps(cell)
-        recipe = self._full_row_recipe(
+        return self._full_row(
             role,
             index,
             cell,
-            schedule=self._cosine(cell, spec.experts.warmup_fraction, spec.experts.final_fraction, total),
+            schedule=_schedule(cell, spec.experts, sizes.expert_steps(cell)),
             init_seed=derive(spec.seed, "expert", index),
             rule=rule,
-        )
-        return self._training(recipe, sizes.expert_row_flops, label, rank)
-
-    def _full_row_recipe(
-        self, role: FullRowRole, index: int, cell: Cell, *, schedule: Schedule, init_seed: int, rule: str
-    ) -> Recipe:
-        spec = self._spec
-        model, length = spec.expert_model(), spec.text.sequence_length
-        return Recipe(
-            role=role,
-            index=index,
-            model=model,
-            optimizer=spec.optimizer,
-            schedule=schedule,
-            batch_size=cell.batch_size,
-            columns=length + 1,
-            init_seed=init_seed,
-            data_rule=rule,
-            commit_every=self._interval(model.num_parameters, cell.batch_size, length, schedule.total_steps),
-        )
-
-    def _training(self, recipe: Recipe, row_flops: float, label: str, rank: int) -> Training:
-        # A router reads `columns` tokens; the others read S inputs of their S + 1 columns.
-        sequence = recipe.columns if recipe.role == "router" else recipe.columns - 1
-        return Training(
-            recipe=recipe,
-            flops_per_step=recipe.batch_size * row_flops,
-            memory_bytes=predict_training_bytes(recipe.model, batch_size=recipe.batch_size, sequence=sequence),
             label=label,
             rank=rank,
-            profile_json=canonical_json(to_mapping(self._spec.profile)),
         )
 
-    @staticmethod
-    def _cosine(cell: Cell, warmup_fraction: float, final_fraction: float, total: int) -> Schedule:
-        return Schedule(
-            kind="cosine",
-            learning_rate=cell.learning_rate,
-            warmup_steps=_warmup(warmup_fraction, total),
-            total_steps=total,
-            final_fraction=final_fraction,
-        )
-
-    def _interval(self, num_parameters: int, batch_size: int, targets_per_row: int, total_steps: int) -> int:
-        return commit_interval(
-            num_parameters=num_parameters,
-            batch_size=batch_size,
-            targets_per_row=targets_per_row,
-            total_steps=total_steps,
-            bytes_per_token=self._spec.bytes_per_token,
+    def _full_row(
+        self,
+        role: FullRowRole,
+        index: int,
+        cell: Cell,
+        *,
+        schedule: Schedule,
+        init_seed: int,
+        rule: str,
+        label: str,
+        rank: int,
+    ) -> Training:
+        spec = self._spec
+        return make_training(
+            spec,
+            role=role,
+            index=index,
+            model=spec.expert_model(),
+            schedule=schedule,
+            batch_size=cell.batch_size,
+            inputs=spec.text.sequence_length,
+            columns=spec.text.sequence_length + 1,
+            init_seed=init_seed,
+            rule=rule,
+            label=label,
+            rank=rank,
         )
 
     def _rule(self, name: str, parameters: Mapping[str, Json]) -> str:
@@ -205,5 +147,10 @@ class Recipes:
         }
 
 
-def _warmup(fraction: float, total: int) -> int:
-    return math.ceil(fraction * total)
+def _schedule(cell: Cell, side: ExpertSpec | DenseSpec, total_steps: int) -> Schedule:
+    return cosine(
+        learning_rate=cell.learning_rate,
+        warmup_fraction=side.warmup_fraction,
+        final_fraction=side.final_fraction,
+        total_steps=total_steps,
+    )

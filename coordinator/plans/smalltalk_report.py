@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.core.values import Figures, TaskResult
-from coordinator.plans.smalltalk_models import EVAL_RANK, want_nll
-from coordinator.plans.smalltalk_recipes import Training
+from coordinator.plans.held_out import EVAL_RANK
 from coordinator.plans.smalltalk_routing import Scene
 from coordinator.plans.smalltalk_search import (
     Chosen,
@@ -15,6 +14,7 @@ from coordinator.plans.smalltalk_search import (
     want_held_out_columns,
 )
 from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json
 
@@ -37,9 +37,11 @@ def want_report(
 ) -> TaskResult | None:
     """The comparison on test rows, once all it compares is there. Each part starts as early as it can."""
     columns = want_held_out_columns(scene, frozen, "test") if frozen is not None else None
-    experts = held_out_inputs("expert", [want_nll(scene, training, "test") for training in contest.experts])
-    randoms = held_out_inputs("random_split", [want_nll(scene, training, "test") for training in contest.random_split])
-    dense = want_nll(scene, contest.dense, "test") if contest.dense is not None else None
+    experts = held_out_inputs("expert", [scene.examiner.nll(training, "test") for training in contest.experts])
+    randoms = held_out_inputs(
+        "random_split", [scene.examiner.nll(training, "test") for training in contest.random_split]
+    )
+    dense = scene.examiner.nll(contest.dense, "test") if contest.dense is not None else None
     if columns is None or experts is None or randoms is None or (contest.dense is not None and dense is None):
         return None
     rounds = [figures for figures in purity if figures is not None]

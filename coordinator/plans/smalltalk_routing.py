@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from coordinator.core.values import Figures, TaskResult
 from coordinator.plans.base import Wishes
-from coordinator.plans.smalltalk_recipes import Recipes, Training
-from coordinator.plans.smalltalk_sizes import Sizes, derive
-from coordinator.plans.smalltalk_text import Text
+from coordinator.plans.held_out import Examiner
+from coordinator.plans.seeds import derive
+from coordinator.plans.smalltalk_recipes import Recipes
+from coordinator.plans.smalltalk_sizes import Sizes
+from coordinator.plans.text import Text
+from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json
 from potluck.lm.memory import predict_inference_bytes
 from potluck.recipe import Assigned, RandomShare, Segment
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 URGENT_RANK = 0
 PURITY_RANK = 2
@@ -26,11 +29,15 @@ PURITY_ROWS = 512
 class Scene:
     """What every stage after tokenising looks at."""
 
-    spec: RunSpec
+    spec: SmallTalkSpec
     sizes: Sizes
     text: Text
     recipes: Recipes
     wishes: Wishes
+
+    @property
+    def examiner(self) -> Examiner:
+        return Examiner(spec=self.spec, text=self.text, wishes=self.wishes)
 
     @property
     def router_params(self) -> dict[str, Json]:

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 from coordinator.core.values import TaskResult
-from coordinator.plans.smalltalk_models import EVAL_RANK, want_nll
-from coordinator.plans.smalltalk_recipes import Training
+from coordinator.plans.held_out import EVAL_RANK
+from coordinator.plans.seeds import derive
 from coordinator.plans.smalltalk_routing import Scene, want_score
-from coordinator.plans.smalltalk_sizes import Cell, derive
+from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.trainings import Training
 from potluck.ids import Digest, Json
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,13 @@ class Chosen:
     table: list[Json]
 
 
-def expert_cells(spec: RunSpec) -> tuple[Cell, ...]:
+def expert_cells(spec: SmallTalkSpec) -> tuple[Cell, ...]:
     if spec.search.mode != "grid":
         return (Cell(batch_size=spec.experts.batch_size, learning_rate=spec.experts.learning_rate),)
     return _grid(spec.search.expert_batch, spec.search.expert_learning_rate)
 
 
-def dense_cells(spec: RunSpec) -> tuple[Cell, ...]:
+def dense_cells(spec: SmallTalkSpec) -> tuple[Cell, ...]:
     if spec.search.mode != "grid":
         return (Cell(batch_size=spec.dense.batch_size, learning_rate=spec.dense.learning_rate),)
     return _grid(spec.search.dense_batch, spec.search.dense_learning_rate)
@@ -40,7 +41,7 @@ def choose_dense(scene: Scene, trainings: dict[Cell, Training]) -> Chosen:
         return Chosen(cell=next(iter(trainings), None), table=[])
     scores: dict[Cell, float | None] = {}
     for cell, training in trainings.items():
-        result = want_nll(scene, training, "valid")
+        result = scene.examiner.nll(training, "valid")
         scores[cell] = _finite(result.figures.get("nll_suffix")) if result is not None else None
     return _least(scores, {cell: training.total_steps for cell, training in trainings.items()})
 
@@ -52,7 +53,7 @@ def choose_experts(scene: Scene, experts: dict[Cell, list[Training]], frozen: tu
     columns = want_held_out_columns(scene, frozen, "valid") if frozen is not None else None
     scores: dict[Cell, float | None] = {}
     for cell, trainings in experts.items():
-        nll = held_out_inputs("expert", [want_nll(scene, training, "valid") for training in trainings])
+        nll = held_out_inputs("expert", [scene.examiner.nll(training, "valid") for training in trainings])
         scores[cell] = None
         if columns is not None and nll is not None:
             compared = _want_valid_compare(scene, trainings, {**columns, **nll})

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from potluck.ids import digest_json
+from coordinator.plans.seeds import derive
 from potluck.lm.flops import forward_flops, train_flops
-from potluck.spec import RunSpec
-
-SEED_BITS = 31
-
-
-def derive(seed: int, *what: str | int) -> int:
-    """A seed for one purpose, from the run's seed: below 2^31, the same for ever."""
-    return int(digest_json(["smalltalk", seed, *what])[:16], 16) % (1 << SEED_BITS)
+from potluck.specs.smalltalk import SmallTalkSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +25,7 @@ class Sizes:
     [r N, (r + 1) N), expert chunk c holds [R N + c Nc, R N + (c + 1) Nc); the dense twin reads from R N on.
     """
 
-    spec: RunSpec
+    spec: SmallTalkSpec
 
     @property
     def key(self) -> int:

@@ -7,7 +7,7 @@ import argparse
 from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
-from potluck.commands.reports import report_of
+from potluck.commands.reports import render_text, report_of
 from potluck.commands.runs import find_run
 
 
@@ -17,13 +17,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from potluck.report.table import render
-
     output, home = Output(as_json=args.json), open_home(args.home)
     with admin_client(home) as client:
         report = report_of(client, home, find_run(client, args.run))
     output.result(report)
-    output.line(render(report))
+    output.line(render_text(report))
     which = f" {args.run}" if args.run else ""
     output.next_step(f"potluck report{which}{home_option(home)}   # report.html with curves and tables")
     return 0

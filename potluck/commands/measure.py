@@ -11,7 +11,7 @@ from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
 from potluck.recipe import Recipe, Schedule
 from potluck.sizing import Rates, ladder, spec_of
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 EXPERT_SECONDS = 3.0
 ROUTER_SECONDS = 1.0
@@ -51,7 +51,7 @@ def _slowest(recipe: Recipe, mode: str, seconds: float, cores: int) -> float:
     return min(rates)
 
 
-def _recipe(spec: RunSpec, role: str) -> Recipe:
+def _recipe(spec: SmallTalkSpec, role: str) -> Recipe:
     schedule = Schedule(kind="constant", learning_rate=1e-3, warmup_steps=0, total_steps=1 << 20)
     model: ModelConfig = spec.router_model() if role == "router" else spec.expert_model()
     return Recipe(

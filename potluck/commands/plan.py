@@ -19,9 +19,11 @@ from potluck.commands.text import estimate
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count, human_seconds
 from potluck.ids import Digest
-from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of
-from potluck.spec import MAX_EXPERTS, RunSpec
+from potluck.lm.flops import train_flops
+from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of, training_bytes
 from potluck.specfile import same_call, spec_text
+from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
 
 MAX_MINUTES = 7 * 24 * 60
 
@@ -48,9 +50,11 @@ def run(args: argparse.Namespace) -> int:
     file, data = read_run_file(args.target)
     spec = file.canonical(Digest("0" * 64))
     text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
-    cost = cost_of(spec)
-    _show(spec, cost, text, output)
-    _require_memory(cost)
+    if isinstance(spec, SmallTalkSpec):
+        _show(spec, cost_of(spec), text, output)
+    else:
+        _show_single(spec, text, output)
+    _require_memory(training_bytes(spec))
     output.next_step(f"potluck run start {args.target}{home_option(open_home(args.home))}")
     return 0
 
@@ -108,7 +112,7 @@ def _remarks(sized: Sized, machine: Machine, minutes: float) -> list[str]:
     ]
 
 
-def _show(spec: RunSpec, cost: Cost, text: Mapping[str, Any], output: Output) -> None:
+def _show(spec: SmallTalkSpec, cost: Cost, text: Mapping[str, Any], output: Output) -> None:
     num, train = spec.experts.num, int(text["train_tokens"])
     expert = spec.expert_model().num_parameters
     router_size, expert_size = human_count(spec.router_model().num_parameters), human_count(expert)
@@ -158,8 +162,41 @@ def _show(spec: RunSpec, cost: Cost, text: Mapping[str, Any], output: Output) ->
     output.line(f"memory: about {memory} a node while it trains, of which {human_bytes(WORKER_BYTES)} are the program")
 
 
-def _require_memory(cost: Cost) -> None:
-    needed, present = cost.expert_memory_bytes + WORKER_BYTES, psutil.virtual_memory().total
+def _show_single(spec: SingleSpec, text: Mapping[str, Any], output: Output) -> None:
+    how, length = spec.training, spec.text.sequence_length
+    parameters, tokens = spec.full_model().num_parameters, how.steps * how.batch_size * length
+    flops = how.steps * how.batch_size * train_flops(spec.full_model(), length)
+    epochs = tokens / int(text["train_tokens"])
+    memory = training_bytes(spec) + WORKER_BYTES
+    output.result(
+        {
+            "parameters": parameters,
+            "steps": how.steps,
+            "tokens": tokens,
+            "flops": flops,
+            "memory_bytes": memory,
+            "train_tokens": int(text["train_tokens"]),
+            "epochs": epochs,
+        }
+    )
+    output.table(
+        ["model", "parameters", "steps", "tokens", "FLOPs", "epochs"],
+        [
+            [
+                "the model",
+                human_count(parameters),
+                str(how.steps),
+                human_count(tokens),
+                human_count(flops),
+                f"{epochs:.2f}",
+            ]
+        ],
+    )
+    output.line(f"memory: about {human_bytes(memory)} a node while it trains")
+
+
+def _require_memory(training: int) -> None:
+    needed, present = training + WORKER_BYTES, psutil.virtual_memory().total
     if needed > present:
         raise ResourceError(
             "resource.memory",

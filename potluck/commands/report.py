@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from potluck.commands.home import admin_client, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
-from potluck.commands.reports import report_of
+from potluck.commands.reports import render_html, report_of
 from potluck.commands.runs import find_run
 
 
@@ -31,12 +30,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Writes report.json and report.html."""
-    from potluck.report.html import render_page
-
     folder.mkdir(parents=True, exist_ok=True)
     json_path, html_path = folder / "report.json", folder / "report.html"
     json_path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    html_path.write_text(render_page(report), encoding="utf-8")
+    html_path.write_text(render_html(report), encoding="utf-8")
     return json_path, html_path

@@ -9,7 +9,8 @@ from potluck.commands.home import Home, identity_of
 from potluck.errors import Refused
 from potluck.ids import Digest, short
 from potluck.live import read_speeds
-from potluck.spec import RunSpec
+from potluck.specs.run import spec_from_json
+from potluck.specs.smalltalk import SmallTalkSpec
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
@@ -24,18 +25,24 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     """
     from potluck.commands.transfer import get_blob
     from potluck.report.build import RunFacts, build_report
+    from potluck.report.contest import contest_report
 
     if info.state != "finished":
         message = f"run {short(info.run)} is {info.state} ({info.stage}, {info.fraction:.0%}); it has no report yet"
         raise Refused("refused.not-finished", message, f"follow it with `potluck run watch {short(info.run)}`")
     path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report), "scores")
     science = json.loads(path.read_text(encoding="utf-8"))
+    spec, curves = spec_from_json(info.spec_json), json.loads(info.results_json or "{}")
+    if not isinstance(spec, SmallTalkSpec):
+        lines = curves.get("lineages", {})
+        report = contest_report(science, run=info.run, name=info.name, spec=json.loads(info.spec_json), curves=lines)
+        return dict(report)
     ledger = client.get_ledger(info.run)
     facts = RunFacts(
         run=info.run,
         name=info.name,
-        spec=RunSpec.from_json(info.spec_json),
-        curves=json.loads(info.results_json or "{}"),
+        spec=spec,
+        curves=curves,
         bytes_by_plane={
             "control": ledger.bytes_control,
             "corpus": ledger.bytes_corpus,
@@ -47,3 +54,19 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
         ledger_problems=tuple(ledger.problems),
     )
     return build_report(science, facts)
+
+
+def render_text(report: dict[str, Any]) -> str:
+    """The tables of a report, at most 80 columns wide."""
+    from potluck.report.contest import render_contest
+    from potluck.report.table import render
+
+    return render(report) if "mixture" in report else render_contest(report)
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """The page of a report."""
+    from potluck.report.contest import contest_page
+    from potluck.report.html import render_page
+
+    return render_page(report) if "mixture" in report else contest_page(report)

@@ -13,8 +13,8 @@ from potluck.config import load_toml
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count
 from potluck.ids import Digest, short
-from potluck.sizing import cost_of
-from potluck.spec import RunFile, RunSpec, parse_run_file
+from potluck.sizing import training_bytes
+from potluck.specs.run import RunFile, RunSpec, parse_run_file
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
@@ -59,8 +59,8 @@ def submit(
 
 
 def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
-    """Refuses a run whose experts fit no node there is; with no node yet, only says so."""
-    needed = cost_of(spec).expert_memory_bytes + WORKER_BYTES
+    """Refuses a run whose models fit no node there is; with no node yet, only says so."""
+    needed = training_bytes(spec) + WORKER_BYTES
     nodes = [node for node in client.list_nodes().nodes if node.role == "node" and node.state != "gone"]
     if not nodes:
         output.note("no node has joined yet: the run waits for one")
@@ -69,8 +69,8 @@ def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
     if needed > largest:
         raise ResourceError(
             "resource.memory",
-            f"an expert needs {human_bytes(needed)} to train; the largest node has {human_bytes(largest)}",
-            "take a smaller experts.model or batch_size, or add a larger node",
+            f"a model of this run needs {human_bytes(needed)} to train; the largest node has {human_bytes(largest)}",
+            "take a smaller model or batch_size, set memory_mib, or add a larger node",
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from potluck.config import to_mapping
 from potluck.formatting import human_count
 from potluck.report.schema import SCHEMA_VERSION, check_report
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 PLANES = ("control", "corpus", "scores", "weights")
 SCORED_BYTES_PER_SEQUENCE_AND_EXPERT = 4
@@ -39,7 +39,7 @@ class RunFacts:
 
     run: str
     name: str
-    spec: RunSpec
+    spec: SmallTalkSpec
     curves: Mapping[str, Any]
     """{"lineages": {label: [[step, loss], ...]}, "purity": [...]}."""
     bytes_by_plane: Mapping[str, int]

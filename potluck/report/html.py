@@ -17,40 +17,9 @@ from potluck.report.build import (
     where_dense_wins,
     work_rows,
 )
+from potluck.report.page import facts as facts_table
+from potluck.report.page import page, section, table
 from potluck.report.table import SIDES
-
-STYLE = """
-:root { color-scheme: light dark; --page:#fbfaf7; --ink:#22252a; --quiet:#666b73; --rule:#dcd9d2; --card:#ffffff;
-  --heat:#2f6f9f; --strong:#ffffff; --s0:#2f6f9f; --s1:#c2571a; --s2:#3c8d5a; --s3:#8a5aa8; --s4:#b08900; --s5:#b8405e;
-  --s6:#4a8f95; --s7:#7a6652; }
-@media (prefers-color-scheme: dark) { :root { --page:#16181c; --ink:#e4e5e8; --quiet:#9aa0a9; --rule:#33373e;
-  --card:#1d2026; --heat:#5fa8dc; --strong:#101215; --s0:#6cb0e0; --s1:#f0935a; --s2:#6cc48c; --s3:#c49be0;
-  --s4:#dcb94a; --s5:#ee7d98; --s6:#7cc5cb; --s7:#b9a48e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-p { margin: .4rem 0; max-width: 46rem; }
-section { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 1rem 1.25rem; margin: 1.25rem 0; }
-.quiet, .empty { color: var(--quiet); font-size: .9rem; }
-.verdict { font-size: 1.15rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
-th:first-child, td:first-child { text-align: left; }
-td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: system-ui, sans-serif; }
-.text { fill: var(--quiet); font-size: 12px; } .small { fill: var(--quiet); font-size: 9.5px; }
-.cell-strong { fill: var(--strong); font-size: 12px; font-weight: 600; }
-.grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--quiet); stroke-width: 1; }
-.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .heat { fill: var(--heat); }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; color: var(--quiet); margin: .5rem 0 0; }
-.swatch { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .35rem; }
-"""
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -59,33 +28,16 @@ def render_page(report: Mapping[str, Any]) -> str:
     body = "".join(
         [
             _head(report),
-            _section("Result", _sides(report)),
-            _section("Who routes what where", _routing(report)),
-            _section("By source", _by_source(report)),
-            _section("Loss while training", _curves(report)),
-            _section("Routers: purity by round", _purity(report)),
-            _section("Work and traffic", _cost(report)),
-            _section("How it was run", _how(report)),
+            section("Result", _sides(report)),
+            section("Who routes what where", _routing(report)),
+            section("By source", _by_source(report)),
+            section("Loss while training", _curves(report)),
+            section("Routers: purity by round", _purity(report)),
+            section("Work and traffic", _cost(report)),
+            section("How it was run", _how(report)),
         ]
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{_series_style()}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _series_style() -> str:
-    rules = []
-    for i in range(svg.NUM_COLOURS):
-        rules.append(f".line.s{i}{{stroke:var(--s{i})}}.bar.s{i},.dot.s{i}{{fill:var(--s{i})}}")
-        rules.append(f".swatch.b{i}{{background:var(--s{i})}}")
-    return "".join(rules)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+    return page(title, body)
 
 
 def _head(report: Mapping[str, Any]) -> str:
@@ -117,7 +69,7 @@ def _sides(report: Mapping[str, Any]) -> str:
         f"the first {prefix}, which the routing decision has not seen. Oracle routing picks each text's best "
         "expert after the fact: no router can do better with these experts.</p>"
     )
-    return _table(["", "leak-free", "perplexity", "all tokens", "perplexity"], rows) + note
+    return table(["", "leak-free", "perplexity", "all tokens", "perplexity"], rows) + note
 
 
 def _routing(report: Mapping[str, Any]) -> str:
@@ -169,8 +121,8 @@ def _purity(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    work = _table(["work", "tokens", "FLOPs"], work_rows(report))
-    traffic = _table(
+    work = table(["work", "tokens", "FLOPs"], work_rows(report))
+    traffic = table(
         ["crossed the wire", "bytes", "per trained token"],
         [[p, human_bytes(report["bytes"][p]), f"{report['bytes_per_trained_token'][p]:.4f}"] for p in PLANES],
     )
@@ -179,7 +131,7 @@ def _cost(report: Mapping[str, Any]) -> str:
         f'<p class="quiet">The paper counts {escape(paper["formula"])}: {paper["scores_per_trained_token"]:.4f} bytes '
         f"a token, {human_bytes(paper['scores'])} here. Experts exchange nothing with each other.</p>"
     )
-    speeds = _table(
+    speeds = table(
         ["node", "tokens/s"], [[name, human_count(speed)] for name, speed in report["tokens_per_second"].items()]
     )
     return work + traffic + note + speeds
@@ -192,25 +144,18 @@ def _how(report: Mapping[str, Any]) -> str:
     )
     epochs = ", ".join(f"{side} {value:.2f}" for side, value in report["epochs"].items())
     cells = search_rows(report)
-    search = _table(["search", "batch", "rate", "steps", "valid NLL", ""], cells) if cells else ""
+    search = table(["search", "batch", "rate", "steps", "valid NLL", ""], cells) if cells else ""
     facts = [
-        ["search", escape(search_note(report))],
-        ["epochs", escape(epochs)],
-        ["spec digest", f"<code>{escape(report['spec_digest'])}</code>"],
-        ["profile", escape(f"{profile['device']}, {profile['dtype']}, {profile['threads']} thread(s) a node")],
-        [
+        ("search", escape(search_note(report))),
+        ("epochs", escape(epochs)),
+        ("spec digest", f"<code>{escape(report['spec_digest'])}</code>"),
+        ("profile", escape(f"{profile['device']}, {profile['dtype']}, {profile['threads']} thread(s) a node")),
+        (
             "text",
             escape(
                 f"vocabulary {text['vocab_size']}, rows of {text['sequence_length']}, prefix {text['prefix_length']}"
             ),
-        ],
-        ["ledger", escape(ledger)],
+        ),
+        ("ledger", escape(ledger)),
     ]
-    rows = "".join(f'<tr><td>{name}</td><td class="wrap">{value}</td></tr>' for name, value in facts)
-    return search + f'<div class="scroll"><table>{rows}</table></div>'
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return search + facts_table(facts)

@@ -13,7 +13,8 @@ import pytest
 
 from coordinator.journal import SqliteJournal
 from potluck.ids import Digest
-from potluck.spec import DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
+from potluck.specs.smalltalk import DenseSpec, ExpertSpec, RouterSpec, SmallTalkSpec
 from potluck.v1 import admin_pb2
 from sampling.ingest import Ingested, ingest
 from tests.integration.harness import Cluster, Daemon
@@ -30,14 +31,14 @@ Link = tuple[int, int, str, str]
 class Job:
     """What is to be run: the canonical spec, and the files of its corpus."""
 
-    spec: RunSpec
+    spec: SmallTalkSpec
     files: Mapping[Digest, Path]
 
 
 def tiny_job(folder: Path, *, documents: int = 30) -> Job:
     """Two experts, two rounds, two chunks: 33 tasks and 6 lineages with 27 commits."""
     corpus: Ingested = ingest(write_languages(folder / "text.jsonl", documents=documents, seed=1, languages=2), folder)
-    spec = RunSpec(
+    spec = SmallTalkSpec(
         corpus=corpus.digest,
         text=TextSpec(vocab_size=300, sequence_length=32, prefix_length=8),
         routers=RouterSpec(model=SHAPE, rounds=2, chunk_sequences=64, batch_size=8),

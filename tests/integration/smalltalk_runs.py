@@ -13,7 +13,8 @@ from coordinator.journal import SqliteJournal
 from coordinator.wire_events import decode_event
 from potluck.ids import Digest, Json, canonical_json, digest_file
 from potluck.net.blobs.store import BlobStore
-from potluck.spec import ControlSpec, DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
+from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SmallTalkSpec
 from potluck.v1 import admin_pb2
 from sampling.ingest import Ingested, ingest
 from tests.integration.harness import Cluster
@@ -73,11 +74,11 @@ def in_two_shards(corpus: Ingested, folder: Path) -> Ingested:
     return replace(corpus, digest=digest, path=path, files={**files, digest: path}, manifest=manifest)
 
 
-def small_spec(corpus: Digest) -> RunSpec:
+def small_spec(corpus: Digest) -> SmallTalkSpec:
     """Three experts of two chunks, three rounds of EM; the experts' chunks reach into a second pass over the rows."""
     router = ModelShape(hidden=16, layers=1, heads=2, ffn=24)
     expert = ModelShape(hidden=16, layers=2, heads=2, ffn=40)
-    return RunSpec(
+    return SmallTalkSpec(
         corpus=corpus,
         seed=5,
         text=TextSpec(vocab_size=300, sequence_length=32, prefix_length=8),
@@ -90,7 +91,7 @@ def small_spec(corpus: Digest) -> RunSpec:
     )
 
 
-def run_by_daemons(folder: Path, spec: RunSpec, corpus: Ingested, *, nodes: int) -> Ran:
+def run_by_daemons(folder: Path, spec: SmallTalkSpec, corpus: Ingested, *, nodes: int) -> Ran:
     """Carries a run from its start to its end: one coordinator, so many nodes, TLS and CURVE between them."""
     with Cluster(folder) as cluster:
         cluster.start_coordinator()

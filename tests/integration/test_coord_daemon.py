@@ -25,7 +25,8 @@ from potluck.net.guard import rpc_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
-from potluck.spec import ExpertSpec, ModelShape, RouterSpec, RunSpec
+from potluck.specs.sections import ModelShape
+from potluck.specs.smalltalk import ExpertSpec, RouterSpec, SmallTalkSpec
 from potluck.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, node_pb2, node_pb2_grpc
 
 DEADLINE_S = 20.0
@@ -108,9 +109,9 @@ async def until_node(channel: grpc.aio.Channel, node: str, holds: Callable[[admi
         pass
 
 
-def spec(corpus: str) -> RunSpec:
+def spec(corpus: str) -> SmallTalkSpec:
     shape = ModelShape(hidden=16, layers=1, heads=2, ffn=32)
-    return RunSpec(
+    return SmallTalkSpec(
         corpus=Digest(corpus),
         routers=RouterSpec(model=shape, chunk_sequences=64),
         experts=ExpertSpec(model=shape, num=2, chunk_sequences=64),

@@ -29,7 +29,9 @@ from potluck.net.guard import rpc_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
-from potluck.spec import ExpertSpec, ModelShape, RouterSpec, RunSpec
+from potluck.specs.run import spec_from_json
+from potluck.specs.sections import ModelShape
+from potluck.specs.smalltalk import ExpertSpec, RouterSpec, SmallTalkSpec
 from potluck.v1 import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc
 
 DEADLINE_S = 20.0
@@ -162,7 +164,7 @@ def spec_json(corpus: Digest) -> str:
     shape = ModelShape(hidden=16, layers=1, heads=2, ffn=32)
     routers = RouterSpec(model=shape, chunk_sequences=64)
     experts = ExpertSpec(model=shape, num=2, chunk_sequences=64)
-    return RunSpec(corpus=corpus, routers=routers, experts=experts).to_json()
+    return SmallTalkSpec(corpus=corpus, routers=routers, experts=experts).to_json()
 
 
 def admin_stub(channel: Any) -> Any:
@@ -252,7 +254,7 @@ async def test_a_run_is_worked_on_watched_finished_and_never_forked(tmp_path: Pa
             assert min(ledger.bytes_control, ledger.bytes_corpus, ledger.bytes_weights) > 0
             assert ledger.bytes_scores == 0
             info = await admin_stub(admin).GetRun(admin_pb2.GetRunRequest(run="demo"), timeout=DEADLINE_S)
-            assert RunSpec.from_json(info.spec_json).id == started.run
+            assert spec_from_json(info.spec_json).id == started.run
     before = ledger.bytes_weights
     async with w.running(), open_channel(w.admin) as admin:
         listed = await admin_stub(admin).ListRuns(admin_pb2.ListRunsRequest(), timeout=DEADLINE_S)

@@ -19,7 +19,7 @@ from potluck.lm.model import Decoder, load_decoder
 from potluck.net.blobs.store import BlobStore
 from potluck.net.channels import open_sync_channel
 from potluck.net.tls import ROUTER_NAME
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from sampling.rows import META_TARGETS, TokenRows
 from tests.chaos.world import tiny_job
 from tests.integration.harness import Cluster, Daemon
@@ -36,7 +36,7 @@ class Service:
     """A finished run that is being served, and what its evaluation left on disk."""
 
     cluster: Cluster
-    spec: RunSpec
+    spec: SmallTalkSpec
     nodes: tuple[Daemon, Daemon]
     address: str
     tasks: tuple[TaskDone, ...]

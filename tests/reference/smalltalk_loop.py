@@ -25,7 +25,7 @@ from potluck.lm.model import load_decoder
 from potluck.lm.score import nll_sums, prefix_mean_nll
 from potluck.lm.train import Trainer
 from potluck.recipe import Assigned, RandomShare, Recipe, Schedule, Segment, SegmentData, Stream
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from sampling.ingest import Ingested
 from sampling.permute import permute
 from sampling.taskio import LocalBlobs
@@ -82,7 +82,7 @@ class Outcome:
         return [*self.routers, *self.experts, *self.random_split, *self.dense]
 
 
-def run(spec: RunSpec, corpus: Ingested, folder: Path) -> Outcome:
+def run(spec: SmallTalkSpec, corpus: Ingested, folder: Path) -> Outcome:
     """Runs all of it; files go into `folder`. Controls: the random split, one expert or all."""
     loop = _Loop(spec, corpus, folder)
     outcome = Outcome(tokens=loop.text.tokens, mixture_flops=loop.mixture_flops())
@@ -99,7 +99,7 @@ def run(spec: RunSpec, corpus: Ingested, folder: Path) -> Outcome:
 class _Text:
     """The corpus as rows; tokenizer and rows are made by the tasks themselves, without daemons."""
 
-    def __init__(self, spec: RunSpec, corpus: Ingested, folder: Path) -> None:
+    def __init__(self, spec: SmallTalkSpec, corpus: Ingested, folder: Path) -> None:
         self._blobs = LocalBlobs()
         self._folder = folder
         for path in corpus.files.values():
@@ -146,7 +146,7 @@ class _Text:
 class _Loop:
     """What every stage needs: numbers of the spec, rows, recipes, and how to train and score."""
 
-    def __init__(self, spec: RunSpec, corpus: Ingested, folder: Path) -> None:
+    def __init__(self, spec: SmallTalkSpec, corpus: Ingested, folder: Path) -> None:
         self.spec = spec
         self.folder = folder
         self.text = _Text(spec, corpus, folder)

@@ -15,7 +15,8 @@ from coordinator.core.values import Figures, TaskResult
 from coordinator.plans.base import CorpusFacts
 from potluck.ids import Digest, Json, digest_json
 from potluck.recipe import Segment
-from potluck.spec import DenseSpec, EvalSpec, ExpertSpec, ModelShape, RouterSpec, RunSpec, TextSpec
+from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
+from potluck.specs.smalltalk import DenseSpec, ExpertSpec, RouterSpec, SmallTalkSpec
 
 CORPUS_DIGEST = Digest("c" * 64)
 CORPUS = CorpusFacts(shards=tuple(Digest(f"{index:064d}") for index in range(2)), sources=("a", "b"))
@@ -40,10 +41,10 @@ class Checkpoint:
     figures: Figures
 
 
-def small_spec(variant: int, *, bootstrap_samples: int = 200) -> RunSpec:
+def small_spec(variant: int, *, bootstrap_samples: int = 200) -> SmallTalkSpec:
     """A SmallTalk run of some thirty tasks and thirty commits. `variant` is even for 2 experts, odd for 3."""
     num = 2 + variant % 2
-    return RunSpec(
+    return SmallTalkSpec(
         corpus=CORPUS_DIGEST,
         seed=variant,
         text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),

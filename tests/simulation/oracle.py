@@ -13,7 +13,7 @@ from coordinator.plans import registry
 from coordinator.plans.base import Wanted
 from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId
 from potluck.recipe import Segment, next_commit
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from tests.simulation import fake
 
 MAX_TURNS = 2000
@@ -39,7 +39,7 @@ class Undisturbed:
 class _Fold:
     """Results of a world in which everything that is wanted is done at once."""
 
-    def __init__(self, spec: RunSpec, results: Mapping[TaskId, TaskResult], links: Mapping[Digest, str]) -> None:
+    def __init__(self, spec: SmallTalkSpec, results: Mapping[TaskId, TaskResult], links: Mapping[Digest, str]) -> None:
         self._spec = spec
         self._given = results
         self._salts = links
@@ -94,7 +94,7 @@ class _Fold:
 
 
 def undisturbed(
-    spec: RunSpec,
+    spec: SmallTalkSpec,
     results: Mapping[TaskId, TaskResult] | None = None,
     salts: Mapping[Digest, str] | None = None,
 ) -> Undisturbed:

@@ -12,7 +12,7 @@ from functools import cache
 from coordinator.core import events as hear
 from coordinator.core.events import Event
 from potluck.ids import Digest, RunId
-from potluck.spec import RunSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from tests.simulation import fake
 from tests.simulation.checkers import Checkers
 from tests.simulation.hub import Hub
@@ -258,7 +258,7 @@ class World:
 
 
 @cache
-def _oracle(spec: RunSpec) -> Undisturbed:
+def _oracle(spec: SmallTalkSpec) -> Undisturbed:
     return undisturbed(spec)
 
 

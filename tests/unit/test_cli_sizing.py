@@ -18,8 +18,8 @@ from potluck.sizing import (
     predict_seconds,
     spec_of,
 )
-from potluck.spec import parse_run_file
 from potluck.specfile import same_call, spec_text
+from potluck.specs.run import parse_run_file
 
 FAST = Rates(expert_flops_per_second=4e10, router_tokens_per_second=8e4, score_tokens_per_second=2.5e5)
 LAPTOP = Machine(cores=2, nodes=4, rates=FAST)

@@ -20,23 +20,15 @@ from coordinator.plans.smalltalk_sizes import Cell, Sizes
 from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId, digest_json
 from potluck.lm.flops import forward_flops, train_flops
 from potluck.recipe import Recipe, Segment, next_commit
-from potluck.spec import (
-    ControlSpec,
-    DenseSpec,
-    ExpertSpec,
-    ModelShape,
-    RouterSpec,
-    RunSpec,
-    SearchSpec,
-    TextSpec,
-)
+from potluck.specs.sections import ModelShape, TextSpec
+from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
 
 CORPUS = CorpusFacts(shards=tuple(Digest(f"{i:064d}") for i in range(3)), sources=("a", "b"))
 ROWS = {"train_rows": 500, "valid_rows": 60, "test_rows": 70}
 
 
-def spec_with(num: int = 2, **changes: Any) -> RunSpec:
-    spec = RunSpec(
+def spec_with(num: int = 2, **changes: Any) -> SmallTalkSpec:
+    spec = SmallTalkSpec(
         corpus=Digest("c" * 64),
         seed=3,
         text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),
@@ -63,7 +55,7 @@ GRID = SearchSpec(
 class Fold:
     """A world in which every task and every commit succeeds, in whatever order it is told."""
 
-    def __init__(self, spec: RunSpec, **figures: Any) -> None:
+    def __init__(self, spec: SmallTalkSpec, **figures: Any) -> None:
         self.spec = spec
         self.rows = {**ROWS, **figures}
         self.done: dict[TaskId, TaskResult] = {}

@@ -10,7 +10,7 @@ import torch
 
 from expert_node.training import require_device
 from potluck.errors import ResourceError, SpecError
-from potluck.spec import parse_run_file
+from potluck.specs.run import parse_run_file
 
 WRONG: list[tuple[str, Any]] = [
     ("bytes_per_token", math.inf),

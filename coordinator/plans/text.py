@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from coordinator.core.values import Failed
 from coordinator.plans.base import CorpusFacts, Wishes
-from coordinator.plans.smalltalk_sizes import derive
+from coordinator.plans.seeds import derive
 from potluck.ids import Digest, Json
-from potluck.spec import RunSpec
+from potluck.specs.sections import CommonSpec
 
 BPE_SAMPLE_BYTES = 16 << 20
 """Text the tokenizer is fitted on; merges settle well before."""
@@ -30,7 +30,7 @@ class Text:
     figures: Mapping[str, Json]
 
 
-def want_text(spec: RunSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | str:
+def want_text(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | str:
     """The rows, or the stage that is under way."""
     fitted = wishes.task(
         "fit",
@@ -70,7 +70,7 @@ def want_text(spec: RunSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | str:
     )
 
 
-def too_small(spec: RunSpec, text: Text) -> Failed | None:
+def too_small(spec: CommonSpec, text: Text) -> Failed | None:
     """Why this text cannot carry the run. Training rows may be read more than once, but not be absent."""
     for split, rows, needed in (
         ("training", text.train_rows, 1),
@@ -86,7 +86,7 @@ def too_small(spec: RunSpec, text: Text) -> Failed | None:
     return None
 
 
-def _want_parts(spec: RunSpec, corpus: CorpusFacts, wishes: Wishes, tokenizer: Digest) -> dict[str, Digest]:
+def _want_parts(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes, tokenizer: Digest) -> dict[str, Digest]:
     parts: dict[str, Digest] = {}
     for index, shard in enumerate(corpus.shards):
         done = wishes.task(

@@ -1,0 +1,159 @@
+"""What is asked of a model on held-out text: NLL once it is trained; on the way, probes that decide what is served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.core.values import Publication, TaskResult
+from coordinator.plans.base import Wishes
+from coordinator.plans.seeds import derive
+from coordinator.plans.text import Text
+from coordinator.plans.trainings import Training
+from potluck.config import to_mapping
+from potluck.ids import Digest, Json, canonical_json
+from potluck.lm.memory import predict_inference_bytes
+from potluck.specs.sections import CommonSpec
+
+PROBE_RANK = 1
+EVAL_RANK = 2
+PROBE_TOLERANCE = 0.05
+"""Nats per token a later publication may be worse than the one before."""
+NUM_PROBES = 4
+"""At the first commit at or beyond each quarter."""
+MAX_NAMED = 4
+"""Slots without a publication that the last stage names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    publication: Publication | None
+    """The last checkpoint that passed."""
+    is_complete: bool
+    """Every probe up to the last step has been taken."""
+    refusal: str = ""
+    """The slot and the last probe's figures, where no checkpoint has passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner:
+    """Puts a run's models of full rows to held-out text."""
+
+    spec: CommonSpec
+    text: Text
+    wishes: Wishes
+
+    def final_weights(self, training: Training) -> Digest | None:
+        return self.wishes.weights(training.recipe.id, training.total_steps)
+
+    def nll(self, training: Training, split: str) -> TaskResult | None:
+        """NLL of every held-out row under a fully trained model, once it is."""
+        weights = self.final_weights(training)
+        if weights is None:
+            return None
+        return self.nll_of(training, weights, split, label=f"{split} NLL of {training.label}")
+
+    def nll_of(
+        self, training: Training, weights: Digest, split: str, *, label: str, tokens: Digest | None = None
+    ) -> TaskResult | None:
+        """NLL of every row of a split under one checkpoint.
+
+        Args:
+            tokens: the manifest of other text than the run's own, tokenised alike.
+        """
+        prefix = self.spec.text.prefix_length
+        return self.wishes.task(
+            "eval",
+            {"what": "nll", "split": split, "prefix_length": prefix, **self._model_params(training)},
+            {"weights": weights, "tokens_manifest": tokens or self.text.tokens},
+            label=label,
+            rank=EVAL_RANK,
+            memory_bytes=self._memory_bytes(training),
+        )
+
+    def probes(self, training: Training, slot: str) -> Probed:
+        """A checkpoint is published if it is finite and below ln V at first, and hardly worse than before later."""
+        commits = self.wishes.results.commits(training.recipe.id)
+        publication: Publication | None = None
+        before: float | None = None
+        refusal = ""
+        is_complete = True
+        for step in _probe_steps(training.total_steps, tuple(commits)):
+            if step is None:
+                is_complete = False
+                continue
+            weights = commits[step].weights
+            probe = self._probe(training, weights, f"probe {training.label} at step {step}")
+            is_complete = is_complete and probe is not None
+            if probe is None or not is_complete:  # probes count in order, whichever result comes first
+                continue
+            nll = probe.figures.get("mean_nll")
+            bound = _number(probe.figures.get("log_vocab")) if before is None else before + PROBE_TOLERANCE
+            if probe.figures.get("finite") is True and isinstance(nll, int | float) and nll < bound:
+                before = float(nll)
+                publication = Publication(
+                    slot=slot,
+                    lineage=training.recipe.id,
+                    step=step,
+                    weights=weights,
+                    tokenizer=self.text.tokenizer,
+                    model_json=canonical_json(to_mapping(training.recipe.model)),
+                )
+            elif publication is None:
+                refusal = f"{slot} (probe {_shown(nll)}, ln V {bound:.2f})"
+        return Probed(publication=publication, is_complete=is_complete, refusal="" if publication else refusal)
+
+    def _probe(self, training: Training, weights: Digest, label: str) -> TaskResult | None:
+        rows = self.spec.evaluation.probe_rows
+        return self.wishes.task(
+            "eval",
+            {
+                "what": "probe",
+                "rows": rows,
+                "key": derive(self.spec.seed, "probe"),
+                **self._model_params(training),
+            },
+            {"weights": weights, "tokens_manifest": self.text.tokens},
+            label=label,
+            rank=PROBE_RANK,
+            memory_bytes=self._memory_bytes(training),
+        )
+
+    def _model_params(self, training: Training) -> dict[str, Json]:
+        return {
+            "batch_size": self.spec.evaluation.batch_size,
+            "dtype": self.spec.profile.dtype,
+            "model": to_mapping(training.recipe.model),
+        }
+
+    def _memory_bytes(self, training: Training) -> int:
+        return predict_inference_bytes(
+            training.recipe.model,
+            batch_size=self.spec.evaluation.batch_size,
+            sequence=self.spec.text.sequence_length,
+        )
+
+
+def _shown(nll: Json) -> str:
+    return f"{nll:.2f}" if isinstance(nll, int | float) else "not finite"
+
+
+def _probe_steps(total: int, steps: tuple[int, ...]) -> list[int | None]:
+    """The first commit at or beyond each quarter, each once; None where there is none yet."""
+    found: dict[int | None, None] = {}
+    for quarter in range(1, NUM_PROBES + 1):
+        threshold = -(-total * quarter // NUM_PROBES)
+        found[next((step for step in steps if step >= threshold), None)] = None
+    return list(found)
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def last_stage(probed: list[Probed]) -> str:
+    """The stage of a finished run: which slots have nothing to serve, and why."""
+    refused = [probe.refusal for probe in probed if probe.refusal]
+    if not refused:
+        return "done"
+    more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
+    return f"done; not published: {', '.join(refused[:MAX_NAMED])}{more}"

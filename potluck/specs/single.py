@@ -1,0 +1,44 @@
+"""The spec of a single model: one lineage on the whole corpus. What others are compared with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from potluck.lm.config import ModelConfig
+from potluck.specs.sections import CommonSpec, ModelShape, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    steps: int = 1000
+    batch_size: int = 16
+    """Rows a step."""
+    learning_rate: float = 6e-3
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.1
+    """Of the peak rate, at the end of the cosine."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "training.steps", self.steps, "1 or more")
+        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
+        require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "above 0, finite")
+        require(0 <= self.warmup_fraction < 1, "training.warmup_fraction", self.warmup_fraction, "[0, 1)")
+        require(0 <= self.final_fraction <= 1, "training.final_fraction", self.final_fraction, "[0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleSpec(CommonSpec):
+    method: Literal["single"]
+    model: ModelShape = field(default_factory=lambda: ModelShape(preset="0.08M"))
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    def resolved(self) -> SingleSpec:
+        """Presets become numbers."""
+        return replace(self, model=self.model.resolved("model"))
+
+    def full_model(self) -> ModelConfig:
+        return self.model.config(
+            vocab=self.text.vocab_size, context=self.text.sequence_length + 1, attention=self.text.attention
+        )

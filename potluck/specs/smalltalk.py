@@ -1,0 +1,147 @@
+"""The spec of a SmallTalk run (arXiv 2410.03529): routers, experts, their opponents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from potluck.lm.config import ModelConfig
+from potluck.specs.sections import CommonSpec, ModelShape, require
+
+MAX_EXPERTS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """EM over tiny language models (2410.03529, algorithm 1)."""
+
+    model: ModelShape = field(default_factory=lambda: ModelShape(preset="router-24"))
+    rounds: int = 8
+    chunk_sequences: int = 2048
+    """N: fresh rows a round, over all routers."""
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    warmup_fraction: float = 0.05
+    score_batch: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "routers.rounds", self.rounds, "1 or more")
+        require(0 < self.learning_rate < math.inf, "routers.learning_rate", self.learning_rate, "above 0, finite")
+        require(self.batch_size >= 1, "routers.batch_size", self.batch_size, "1 or more")
+        require(self.score_batch >= 1, "routers.score_batch", self.score_batch, "1 or more")
+        require(0 <= self.warmup_fraction < 1, "routers.warmup_fraction", self.warmup_fraction, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    model: ModelShape = field(default_factory=lambda: ModelShape(preset="0.08M"))
+    num: int = 4
+    chunks: int = 4
+    """Segments of each expert; routers score one chunk at a time, so experts start after the first."""
+    chunk_sequences: int = 16_384
+    """Rows of a chunk, over all experts."""
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(2 <= self.num <= MAX_EXPERTS, "experts.num", self.num, f"2 to {MAX_EXPERTS}")
+        require(self.chunks >= 1, "experts.chunks", self.chunks, "1 or more")
+        require(self.batch_size >= 1, "experts.batch_size", self.batch_size, "1 or more")
+        require(0 < self.learning_rate < math.inf, "experts.learning_rate", self.learning_rate, "above 0, finite")
+        require(0 <= self.warmup_fraction < 1, "experts.warmup_fraction", self.warmup_fraction, "[0, 1)")
+        require(0 <= self.final_fraction <= 1, "experts.final_fraction", self.final_fraction, "[0, 1]")
+        per_step = self.num * self.batch_size
+        ok = self.chunk_sequences > 0 and self.chunk_sequences % per_step == 0
+        require(ok, "experts.chunk_sequences", self.chunk_sequences, f"a multiple of num x batch_size = {per_step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSpec:
+    """The opponent: one expert's size, all the mixture's FLOPs; its steps follow from them."""
+
+    enabled: bool = True
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "1 or more")
+        require(0 < self.learning_rate < math.inf, "dense.learning_rate", self.learning_rate, "above 0, finite")
+        require(0 <= self.warmup_fraction < 1, "dense.warmup_fraction", self.warmup_fraction, "[0, 1)")
+        require(0 <= self.final_fraction <= 1, "dense.final_fraction", self.final_fraction, "[0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSpec:
+    random_split: Literal["none", "one", "all"] = "one"
+    """Experts on random equal shares: exchangeable, so one may stand for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How batch and learning rate were chosen, for both sides alike.
+
+    `none`: they were not. `recorded`: `table` names a committed table that chose them.
+    `grid`: every (batch, rate) cell of both sides is trained as ordinary lineages, the best by
+    validation NLL is taken, and tables report test.
+    """
+
+    mode: Literal["none", "recorded", "grid"] = "none"
+    table: str = ""
+    dense_batch: tuple[int, ...] = ()
+    dense_learning_rate: tuple[float, ...] = ()
+    expert_batch: tuple[int, ...] = ()
+    expert_learning_rate: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        lists = ("dense_batch", "dense_learning_rate", "expert_batch", "expert_learning_rate")
+        if self.mode == "grid":
+            for name in lists:
+                values = getattr(self, name)
+                ok = bool(values) and all(0 < value < math.inf for value in values)
+                require(ok, f"search.{name}", list(values), "a list of positive, finite numbers")
+        if self.mode == "recorded":
+            require(bool(self.table), "search.table", self.table, "the path of a committed search table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTalkSpec(CommonSpec):
+    method: Literal["smalltalk"] = "smalltalk"
+    routers: RouterSpec = field(default_factory=RouterSpec)
+    experts: ExpertSpec = field(default_factory=ExpertSpec)
+    dense: DenseSpec = field(default_factory=DenseSpec)
+    controls: ControlSpec = field(default_factory=ControlSpec)
+    search: SearchSpec = field(default_factory=SearchSpec)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        per_round = self.experts.num * self.routers.batch_size
+        ok = self.routers.chunk_sequences > 0 and self.routers.chunk_sequences % per_round == 0
+        allowed = f"a multiple of experts.num x routers.batch_size = {per_round}"
+        require(ok, "routers.chunk_sequences", self.routers.chunk_sequences, allowed)
+        for batch in self.search.expert_batch if self.search.mode == "grid" else ():
+            step = self.experts.num * batch
+            ok = self.experts.chunk_sequences % step == 0
+            require(ok, "search.expert_batch", batch, f"{step} must divide experts.chunk_sequences")
+
+    def resolved(self) -> SmallTalkSpec:
+        """Presets become numbers."""
+        return replace(
+            self,
+            routers=replace(self.routers, model=self.routers.model.resolved("routers.model")),
+            experts=replace(self.experts, model=self.experts.model.resolved("experts.model")),
+        )
+
+    def expert_model(self) -> ModelConfig:
+        return self.experts.model.config(
+            vocab=self.text.vocab_size, context=self.text.sequence_length + 1, attention=self.text.attention
+        )
+
+    def router_model(self) -> ModelConfig:
+        return self.routers.model.config(
+            vocab=self.text.vocab_size, context=self.text.prefix_length, attention=self.text.attention
+        )
