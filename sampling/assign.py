@@ -30,15 +30,34 @@ def balanced_assignment(columns: np.ndarray) -> np.ndarray:
     if experts < 1 or count % experts:
         raise SpecError("spec.bad-value", f"{count} rows for {experts} experts", "give a multiple of the experts")
     order = np.argsort(columns.min(axis=1), kind="stable")
+    return fill_in_order(columns, order, np.full(experts, count // experts, dtype=np.int64))
+
+
+def fill_in_order(columns: np.ndarray, order: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Rows in the order given each take the best expert that still has room; ties go to the lower expert.
+
+    Args:
+        columns: [count, E], lower is better.
+        order: a permutation of the rows.
+        room: int [E], rows that each expert takes; at least count in all.
+
+    Returns:
+        uint16 [count], the expert of each row, in the rows' own order.
+    """
+    count, experts = columns.shape
+    if not count:
+        return np.empty(0, dtype=np.uint16)
     scores = columns[order]
-    room = np.full(experts, count // experts, dtype=np.int64)
-    is_open = np.ones(experts, dtype=bool)
-    choice = scores.argmin(axis=1).astype(np.uint16)
+    room = room.copy()
+    is_open = room > 0
+    choice = np.flatnonzero(is_open)[scores[:, is_open].argmin(axis=1)].astype(np.uint16)
     begin = 0
     while begin < count:
         stretch, closed = _until_one_fills(choice[begin:], room, is_open)
         room -= np.bincount(choice[begin : begin + stretch], minlength=experts)
         begin += stretch
+        if closed is None:
+            break
         is_open[closed] = False
         if begin < count:
             late = begin + np.flatnonzero(choice[begin:] == closed)
@@ -49,12 +68,17 @@ def balanced_assignment(columns: np.ndarray) -> np.ndarray:
     return assignment
 
 
-def _until_one_fills(choice: np.ndarray, room: np.ndarray, is_open: np.ndarray) -> tuple[int, int]:
-    """How many rows are served up to and including the one that fills an expert, and which it is."""
+def _until_one_fills(choice: np.ndarray, room: np.ndarray, is_open: np.ndarray) -> tuple[int, int | None]:
+    """How many rows are served up to and including the one that fills an expert, and which it is.
+
+    All rows and None where no expert fills up.
+    """
     by_expert = np.argsort(choice, kind="stable")
     wanted = np.bincount(choice, minlength=len(room))
     first = np.cumsum(wanted) - wanted
     filling = np.flatnonzero(is_open & (wanted >= room))
+    if not filling.size:
+        return len(choice), None
     last_served = by_expert[first[filling] + room[filling] - 1]
     soonest = int(last_served.argmin())
     return int(last_served[soonest]) + 1, int(filling[soonest])
