@@ -144,6 +144,22 @@ class Profile:
             raise SpecError("spec.bad-value", f"profile.device = {self.device!r}", allowed)
 
 
+def require_shares(batch_size: int, profile: Profile) -> None:
+    """Refuses a profile whose processes and micro-batches do not divide a batch of so many rows.
+
+    Raises:
+        SpecError: ``spec.bad-value``.
+    """
+    if batch_size % profile.processes:
+        what = f"profile.processes = {profile.processes} with a batch of {batch_size} rows"
+        raise SpecError("spec.bad-value", what, f"allowed: a divisor of {batch_size}")
+    share = batch_size // profile.processes
+    if profile.micro_batch and share % profile.micro_batch:
+        each = "" if profile.processes == 1 else f", {share} a process"
+        what = f"profile.micro_batch = {profile.micro_batch} with a batch of {batch_size} rows{each}"
+        raise SpecError("spec.bad-value", what, f"allowed: 0 (all at once), or a divisor of {share}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One model being trained. Its id is the digest of all this; equal recipes are one lineage."""

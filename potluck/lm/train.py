@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from potluck.errors import SpecError
 from potluck.ids import digest_file
 from potluck.lm.checkpoint import CheckpointFiles
 from potluck.lm.loss import mean_nll
 from potluck.lm.model import Decoder, init_decoder, load_weights
 from potluck.lm.optim.build import build_optimizer
 from potluck.lm.schedule import learning_rate
-from potluck.recipe import Profile, Recipe
+from potluck.recipe import Profile, Recipe, require_shares
 
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -67,6 +67,18 @@ class Snapshot:
         )
 
 
+class Peers(Protocol):
+    """The processes that train a lineage together with this one, each with the same weights."""
+
+    def share(self, rows: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """This process's rows of a batch, and their weights."""
+        ...
+
+    def average(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+        """Replaces the gradients by their averages over the processes; the average of their losses, a scalar."""
+        ...
+
+
 def _keep_memory() -> None:
     """Asks glibc to keep freed memory: by default each large array is mapped and its pages faulted in anew,
     every time, which costs small models a tenth of their speed."""
@@ -97,16 +109,16 @@ def apply_profile(profile: Profile) -> None:
 class Trainer:
     """Weights, optimizer and step of one lineage."""
 
-    def __init__(self, recipe: Recipe, profile: Profile) -> None:
-        """Starts at the recipe's initialisation.
+    def __init__(self, recipe: Recipe, profile: Profile, peers: Peers | None = None) -> None:
+        """Starts at the recipe's initialisation. Peers come from `potluck.lm.parallel.open_trainer`.
 
         Raises:
-            SpecError: ``spec.bad-value``, the profile's micro-batch does not divide the recipe's batch.
+            SpecError: ``spec.bad-value``, the profile's micro-batches do not divide the recipe's batch.
         """
-        if profile.micro_batch and recipe.batch_size % profile.micro_batch:
-            what = f"profile.micro_batch = {profile.micro_batch} with a batch of {recipe.batch_size} rows"
-            raise SpecError("spec.bad-value", what, f"allowed: 0 (all at once), or a divisor of {recipe.batch_size}")
+        require_shares(recipe.batch_size, profile)
+        assert (peers is not None) == (profile.processes > 1), profile
         apply_profile(profile)
+        self._peers = peers
         self.recipe = recipe
         self.profile = profile
         self.step = 0
@@ -132,7 +144,11 @@ class Trainer:
         if weights is not None and weights.shape != wanted[:1]:
             raise ValueError(f"weights have shape {weights.shape}, the recipe's are {wanted[:1]}")
         self._optimizer.zero_grad()
-        loss = self._add_gradients(rows, weights)
+        if self._peers is None:
+            loss = self._add_gradients(rows, weights)
+        else:
+            loss = self._add_gradients(*self._peers.share(rows, weights))
+            loss = self._peers.average(self.model.parameters(), loss)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.grad_clip)
         rate = learning_rate(self.recipe.schedule, self.step)
         self._optimizer.step(rate)
@@ -155,7 +171,9 @@ class Trainer:
         return self._state().save(folder)
 
     @staticmethod
-    def load(recipe: Recipe, profile: Profile, *, step: int, weights: Path, optimizer: Path) -> Trainer:
+    def load(
+        recipe: Recipe, profile: Profile, *, step: int, weights: Path, optimizer: Path, peers: Peers | None = None
+    ) -> Trainer:
         """Continues from the files of a checkpoint after `step` steps, bit by bit as if never interrupted.
 
         Raises:
@@ -163,7 +181,7 @@ class Trainer:
         """
         from safetensors.torch import load_file
 
-        trainer = Trainer(recipe, profile)
+        trainer = Trainer(recipe, profile, peers)
         load_weights(trainer.model, weights)
         trainer._optimizer.load_state_tensors(load_file(optimizer), step=step)
         trainer.step = step
