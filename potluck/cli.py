@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "score": "log-probabilities of a text",
     "generate": "continue a text",
     "report": "write report.json and report.html of a finished run",
+    "export": "write a published model as a Hugging Face folder",
     "demo": "train and serve a small mixture on this machine",
     "down": "stop every daemon started under this home",
 }
