@@ -15,6 +15,7 @@ from typing import IO
 
 from expert_node.daemon import Node
 from potluck.errors import InvariantViolation, JoinError, PotluckError, ResourceError
+from potluck.metrics_sinks import Recorder, open_recorder
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
@@ -30,12 +31,15 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True, help="folder of this node; one node at a time uses it")
     parser.add_argument("--join", default="", metavar="STRING", help="join string; needed the first time only")
     parser.add_argument("--name", default=platform.node() or "node", help="name to be shown under")
+    parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what training measures here")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     arguments = parser.parse_args()
     try:
         lock = lock_home(arguments.home)
+        recorder = open_recorder(arguments.metrics, tensorboard=arguments.tensorboard)
         identity = identity_of(arguments.home, arguments.join, arguments.name)
         with lock:
-            asyncio.run(serve(arguments.home, identity))
+            asyncio.run(serve(arguments.home, identity, recorder))
     except PotluckError as error:
         log.fact("node-ends", error_id=error.error_id)
         sys.stderr.write(f"{error}\n")
@@ -46,9 +50,9 @@ def main() -> int:
     return 0
 
 
-async def serve(home: Path, identity: Identity) -> None:
+async def serve(home: Path, identity: Identity, recorder: Recorder | None) -> None:
     """Runs the node; the first SIGTERM or SIGINT stops it in good order, the second at once."""
-    node = Node(home, identity, boot_id=os.urandom(8).hex())
+    node = Node(home, identity, boot_id=os.urandom(8).hex(), recorder=recorder)
     loop = asyncio.get_running_loop()
     asked: list[int] = []
 

@@ -20,12 +20,15 @@ from expert_node.coordinator_calls import CoordinatorCalls
 from expert_node.fetch import fetch_inputs
 from expert_node.machine import Machine
 from expert_node.outbox import Outbox, next_epoch
+from expert_node.recording import Recording
 from expert_node.serve import Serving, Slot, SlotState
 from expert_node.session import Session, is_fatal
 from expert_node.values import Finished, FinishedCommit, Lease
 from expert_node.workshop import Workshop
+from potluck.clock import SystemClock
 from potluck.errors import NotReachable, PotluckError
 from potluck.ids import Digest, Fence
+from potluck.metrics_sinks import Recorder
 from potluck.net.channels import open_channel
 from potluck.net.counters import Plane
 from potluck.net.identity import Identity
@@ -48,9 +51,10 @@ class Node:
     Args:
         home: holds `outbox/`, `blobs/` and `work/`; its lock is the caller's affair.
         boot_id: new at each process start.
+        recorder: gets what training measures; the node closes it.
     """
 
-    def __init__(self, home: Path, identity: Identity, *, boot_id: str) -> None:
+    def __init__(self, home: Path, identity: Identity, *, boot_id: str, recorder: Recorder | None = None) -> None:
         self.identity = identity
         self.welcomed = asyncio.Event()
         self._outbox = Outbox(home / "outbox")
@@ -59,7 +63,8 @@ class Node:
         notes = GroupNote(home / "work" / "worker.json")
         for pid in notes.kill_stale():
             log.fact("stale-worker-killed", pid=pid)
-        self._workshop = Workshop(home / "work", self._outbox, notes, self.tell)
+        self._recording = Recording(recorder, node=identity.node_id, clock=SystemClock())
+        self._workshop = Workshop(home / "work", self._outbox, notes, self._recording, self.tell)
         self._serving = Serving(notes=notes, fetch=self._fetch_weights, publish=self._publish_serving)
         self._attachments = Attachments(identity, self._serving)
         self._channel = open_channel(identity)
@@ -360,6 +365,7 @@ class Node:
         await self._attachments.close()
         await self._serving.close()
         await self._workshop.close()
+        await asyncio.to_thread(self._recording.close)
         await self._channel.close(None)
         await asyncio.to_thread(self._cache.close)
 

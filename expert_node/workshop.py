@@ -14,6 +14,7 @@ from expert_node import events as on
 from expert_node.child import Child, GroupNote
 from expert_node.frames import Message
 from expert_node.outbox import Outbox
+from expert_node.recording import Recording
 from expert_node.values import Finished, FinishedCommit, FinishedTask, Lease, TaskLease, TrainLease
 from potluck.config import to_mapping
 from potluck.ids import Digest, Fence, canonical_json
@@ -56,10 +57,18 @@ _PROGRESS = tuple(field.name for field in fields(Progress))
 class Workshop:
     """Keeps the worker alive and tells the machine what it does."""
 
-    def __init__(self, folder: Path, outbox: Outbox, notes: GroupNote, tell: Callable[[on.Event], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        outbox: Outbox,
+        notes: GroupNote,
+        recording: Recording,
+        tell: Callable[[on.Event], None],
+    ) -> None:
         self._out = folder / "out"
         self._outbox = outbox
         self._notes = notes
+        self._recording = recording
         self._tell = tell
         self._child: Child | None = None
         self._profile = Profile()
@@ -143,11 +152,13 @@ class Workshop:
             case "progress":
                 self._tokens_now = message["tokens_total"]
                 self.progress = Progress(**{name: message[name] for name in _PROGRESS if name in message})
+                self._recording.progress(lease, message, self.rss_bytes())
             case "checkpoint":
                 assert isinstance(lease, TrainLease), lease
                 commit = commit_of(message, lease, self._outbox.next_number())
                 if await self._keep(commit, Path(message["folder"])):
                     self._tell(on.CheckpointWritten(commit=commit))
+                    self._recording.commit(commit)
             case "result":
                 assert isinstance(lease, TaskLease), lease
                 result = result_of(message, lease, self._outbox.next_number())
