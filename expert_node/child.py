@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from expert_node.frames import HEADER, Message, body_length, decode, encode
-from expert_node.outbox import write_durably
+from potluck.durable import write_durably
 from potluck.telemetry import logger
 
 START_TIME_TOLERANCE_S = 1.0

@@ -15,6 +15,7 @@ from typing import Any
 
 from expert_node.values import Finished, FinishedCommit, FinishedTask
 from potluck.config import to_mapping
+from potluck.durable import sync_folder, write_durably
 from potluck.errors import DataError
 from potluck.ids import Digest, Fence, LineageId, TaskId, canonical_json
 from potluck.telemetry import logger
@@ -143,29 +144,6 @@ def entry_from_json(text: str) -> Finished:
         raw["blobs"] = tuple((name, Digest(digest)) for name, digest in raw["blobs"])
         return FinishedTask(**raw)
     raise ValueError(f"no outbox entry of kind {kind!r}")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a small file so that it is there whole, or not at all, whatever happens."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _pairs(raw: list[list[str]]) -> tuple[tuple[Digest, str], ...]:

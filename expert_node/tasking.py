@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from expert_node.frames import Message
-from expert_node.outbox import files_by_digest, sync_file, sync_folder
+from expert_node.outbox import files_by_digest
+from potluck.durable import sync_file, sync_folder
 from potluck.ids import canonical_json, digest_file
 from sampling.taskio import BlobReader
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from expert_node.checkpoint_writer import CheckpointWriter
 from expert_node.frames import Message
-from expert_node.outbox import files_by_digest, sync_file, sync_folder
 from expert_node.values import parse_profile, parse_segments
+from potluck.clock import Clock
 from potluck.crashpoints import crash_here
 from potluck.errors import DataError, ResourceError
-from potluck.ids import NO_DIGEST, Digest, Json, canonical_json
-from potluck.lm.checkpoint import CheckpointManifest
+from potluck.ids import NO_DIGEST, Digest
+from potluck.lm.local_checkpoints import LocalCheckpoint, LocalCheckpoints, Losses
 from potluck.lm.peak import peak_flops_per_second, training_speed
 from potluck.recipe import Profile, Recipe, Segment, next_commit
+from potluck.telemetry import logger
 from sampling.taskio import BlobReader
 
 if TYPE_CHECKING:
     from potluck.lm.train import Trainer
 
-MAX_UNCONFIRMED = 4
-"""Checkpoints on disk that the node has not taken yet, before training waits."""
-CURVE_POINTS = 32
-MANIFEST_FILE = "checkpoint.json"
+log = logger("expert_node.training")
 
 
 class Reporter(Protocol):
@@ -46,31 +43,71 @@ class Reporter(Protocol):
     def checkpoint(self, limit: int, **fields: object) -> None: ...
 
 
-def train(command: Message, blobs: BlobReader, desk: Reporter) -> None:
+def train(command: Message, blobs: BlobReader, desk: Reporter, clock: Clock) -> None:
     """Trains from the head to the target step; checkpoints at every commit point on the way.
+
+    A local checkpoint on top of the head, left by a process that was interrupted, spares its steps.
 
     Raises:
         StopRequested: between two steps, when the node wants it.
         DataError: ``data.loss-not-finite``, or files that do not belong to the recipe.
         ResourceError: ``resource.device``: this machine lacks the profile's device.
+        OSError: the disk is full.
     """
-    from potluck.lm.train import Trainer
-
     recipe = Recipe.from_json(command["recipe_json"])
     segments = parse_segments(command["segments_json"])
     profile = parse_profile(command["profile_json"])
     require_device(profile.device)
-    if command["head_step"]:
-        trainer = Trainer.load(
-            recipe,
-            profile,
-            step=command["head_step"],
-            weights=blobs.path(command["weights"]),
-            optimizer=blobs.path(command["optimizer"]),
+    head, target = Digest(command["head"] or NO_DIGEST), command["target_step"]
+    local = LocalCheckpoints(Path(command["local"]))
+    found = local.latest_good(recipe.id, head, before=target)
+    if found is not None and not continues(found, profile, segments, command["head_step"]):
+        found = None
+    local.keep_only(found)
+    writer = CheckpointWriter(
+        _trainer(command, recipe, profile, blobs, found),
+        segments,
+        parent=head,
+        losses=found.manifest.losses if found is not None else Losses(start_step=command["head_step"]),
+        out=Path(command["out"]),
+        local=local,
+        desk=desk,
+    )
+    try:
+        Run(writer, segments, blobs, desk, clock, command["local_every_ms"]).to(target)
+    finally:
+        writer.close()
+    local.remove(recipe.id)
+
+
+def continues(found: LocalCheckpoint, profile: Profile, segments: tuple[Segment, ...], head_step: int) -> bool:
+    """Whether a local checkpoint on top of the lease's head is of this lease's profile and segments."""
+    checkpoint = found.manifest.checkpoint
+    begun = tuple(segment.digest for segment in segments if segment.start_step < checkpoint.step)
+    return (
+        checkpoint.profile == profile
+        and checkpoint.segments == begun
+        and found.manifest.losses.start_step == head_step < checkpoint.step
+    )
+
+
+def _trainer(
+    command: Message, recipe: Recipe, profile: Profile, blobs: BlobReader, found: LocalCheckpoint | None
+) -> Trainer:
+    from potluck.lm.train import Trainer
+
+    if found is not None:
+        step, weights, optimizer = found.manifest.checkpoint.step, found.weights, found.optimizer
+        log.fact("resumed-locally", lineage=recipe.id, head_step=command["head_step"], step=step)
+    elif command["head_step"]:
+        step, weights, optimizer = (
+            command["head_step"],
+            blobs.path(command["weights"]),
+            blobs.path(command["optimizer"]),
         )
     else:
-        trainer = Trainer(recipe, profile)
-    Run(trainer, segments, command, blobs, desk).to(command["target_step"])
+        return Trainer(recipe, profile)
+    return Trainer.load(recipe, profile, step=step, weights=weights, optimizer=optimizer)
 
 
 def require_device(device: str) -> None:
@@ -97,17 +134,23 @@ class Run:
     """One lineage on its way from head to target."""
 
     def __init__(
-        self, trainer: Trainer, segments: tuple[Segment, ...], command: Message, blobs: BlobReader, desk: Reporter
+        self,
+        writer: CheckpointWriter,
+        segments: tuple[Segment, ...],
+        blobs: BlobReader,
+        desk: Reporter,
+        clock: Clock,
+        local_every_ms: int,
     ) -> None:
-        self._trainer = trainer
+        self._writer = writer
+        self._trainer = writer.trainer
         self._segments = segments
         self._blobs = blobs
         self._desk = desk
-        self._out = Path(command["out"])
-        self._out.mkdir(parents=True, exist_ok=True)
-        self._parent = Digest(command["head"] or NO_DIGEST)
-        self._since = Interval(trainer.step)
-        self._peak = peak_flops_per_second(trainer.profile)
+        self._clock = clock
+        self._local_every_ms = local_every_ms
+        self._saved_ms = clock.monotonic_ms()
+        self._peak = peak_flops_per_second(self._trainer.profile)
 
     def to(self, target: int) -> None:
         trainer = self._trainer
@@ -127,7 +170,9 @@ class Run:
         meter = Meter()
         while trainer.step < end:
             self._desk.look()
+            self._writer.look()
             crash_here("node.mid-step", also=self._desk.parent_pid)
+            crash_here("worker.mid-step")
             metrics = trainer.train_step(reader.batch(trainer.step))
             if not math.isfinite(metrics.loss):
                 raise DataError(
@@ -135,7 +180,7 @@ class Run:
                     f"{recipe.role} {recipe.index}: loss {metrics.loss} at step {metrics.step}",
                     "lower the learning rate, or lengthen the warm-up",
                 )
-            self._since.add(metrics.step, metrics.loss, metrics.tokens)
+            self._writer.since.add(metrics.step, metrics.loss, metrics.tokens)
             self._desk.tokens_total += metrics.tokens
             meter.add(metrics.tokens)
             if self._desk.progress_due():
@@ -146,75 +191,20 @@ class Run:
                     learning_rate=metrics.learning_rate,
                     **training_speed(recipe, meter.rate(), self._peak),
                 )
-            if trainer.step == commit:
-                self._commit()
-                if trainer.step < end:
-                    commit = next_commit(step=trainer.step, commit_every=recipe.commit_every, segments=self._segments)
+            self._save(is_commit=trainer.step == commit)
+            if commit <= trainer.step < end:
+                commit = next_commit(step=trainer.step, commit_every=recipe.commit_every, segments=self._segments)
 
-    def _commit(self) -> None:
-        """Writes a checkpoint folder, whole or not at all, and hands it over."""
-        step = self._trainer.step
-        final, temporary = self._out / f"{step:09d}", self._out / f"{step:09d}.tmp"
-        for stale in (final, temporary):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary.mkdir()
-        files = self._trainer.save(temporary)
-        manifest = checkpoint_manifest(
-            recipe=self._trainer.recipe,
-            profile=self._trainer.profile,
-            segments=self._segments,
-            step=step,
-            parent=self._parent,
-            weights=files.weights_digest,
-            optimizer=files.optimizer_digest,
-        )
-        (temporary / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        names = {
-            files.weights.name: files.weights_digest,
-            files.optimizer.name: files.optimizer_digest,
-            MANIFEST_FILE: manifest.digest,
-        }
-        for name in names:
-            sync_file(temporary / name)
-        sync_folder(temporary)
-        os.rename(temporary, final)
-        self._desk.checkpoint(
-            MAX_UNCONFIRMED,
-            parent=self._parent,
-            start_step=self._since.start_step,
-            end_step=step,
-            child=manifest.digest,
-            weights=files.weights_digest,
-            optimizer=files.optimizer_digest,
-            folder=str(final),
-            files=[list(pair) for pair in files_by_digest(names)],
-            figures_json=canonical_json(self._since.figures()),
-        )
-        self._parent, self._since = manifest.digest, Interval(step)
-
-
-class Interval:
-    """Losses since the last commit."""
-
-    def __init__(self, start_step: int) -> None:
-        self.start_step = start_step
-        self._losses: list[float] = []
-        self._tokens = 0
-
-    def add(self, step: int, loss: float, tokens: int) -> None:
-        assert step == self.start_step + len(self._losses), (step, self.start_step)
-        self._losses.append(loss)
-        self._tokens += tokens
-
-    def figures(self) -> dict[str, Json]:
-        """Mean loss (nats per target), a curve of at most 32 points [step, mean loss up to it], targets trained."""
-        count = len(self._losses)
-        width = -(-count // CURVE_POINTS)
-        curve: list[Json] = []
-        for first in range(0, count, width):
-            piece = self._losses[first : first + width]
-            curve.append([self.start_step + first + len(piece) - 1, sum(piece) / len(piece)])
-        return {"loss": sum(self._losses) / count, "loss_curve": curve, "tokens": self._tokens}
+    def _save(self, *, is_commit: bool) -> None:
+        """Commits, or saves locally if that is due. The clock decides what is spared, never what is computed."""
+        now_ms = self._clock.monotonic_ms()
+        if is_commit:
+            self._writer.commit()
+        elif now_ms - self._saved_ms >= self._local_every_ms:
+            self._writer.save_locally()
+        else:
+            return
+        self._saved_ms = now_ms
 
 
 class Meter:
@@ -232,28 +222,3 @@ class Meter:
         rate = self._tokens / max(now - self._since, 1e-6)
         self._tokens, self._since = 0, now
         return rate
-
-
-def checkpoint_manifest(
-    *,
-    recipe: Recipe,
-    profile: Profile,
-    segments: tuple[Segment, ...],
-    step: int,
-    parent: Digest,
-    weights: Digest,
-    optimizer: Digest,
-) -> CheckpointManifest:
-    """The manifest of a checkpoint after `step` steps: what a continuation depends on."""
-    begun = tuple(s for s in segments if s.start_step < step)
-    return CheckpointManifest(
-        lineage=recipe.id,
-        step=step,
-        parent=parent,
-        profile=profile,
-        segments=tuple(s.digest for s in begun),
-        data_position=(step - begun[-1].start_step) * recipe.batch_size,
-        rng={"init_seed": recipe.init_seed},
-        weights=weights,
-        optimizer=optimizer,
-    )

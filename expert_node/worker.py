@@ -19,6 +19,7 @@ from pathlib import Path
 
 from expert_node.frames import Message
 from expert_node.parent_pipe import ParentPipe
+from potluck.clock import SystemClock
 from potluck.config import from_mapping
 from potluck.errors import DataError, PotluckError
 from potluck.ids import Digest
@@ -28,8 +29,8 @@ from potluck.telemetry import logger
 PROGRESS_SECONDS = 0.5
 OUT_OF_MEMORY = "resource.out-of-memory"
 OUT_OF_MEMORY_FIX = (
-    "lower batch_size, text.sequence_length or the model preset, run fewer nodes on this machine, "
-    "or give the node more memory"
+    "set memory_mib to what a step may take, or lower [profile] micro_batch; else lower batch_size, "
+    "text.sequence_length or the model preset, run fewer nodes on this machine, or give the node more memory"
 )
 
 log = logger("expert_node.worker")
@@ -116,7 +117,7 @@ def run_command(command: Message, desk: Desk) -> None:
         if command["type"] == "train":
             from expert_node.training import train
 
-            train(command, GivenBlobs(command["blobs"]), desk)
+            train(command, GivenBlobs(command["blobs"]), desk, SystemClock())
         else:
             from expert_node.tasking import run
 

@@ -16,6 +16,7 @@ from expert_node.frames import Message
 from expert_node.outbox import Outbox
 from expert_node.recording import Recording
 from expert_node.values import Finished, FinishedCommit, FinishedTask, Lease, TaskLease, TrainLease
+from expert_node.worker import OUT_OF_MEMORY, OUT_OF_MEMORY_FIX
 from potluck.config import to_mapping
 from potluck.ids import Digest, Fence, canonical_json
 from potluck.net.counters import Plane
@@ -25,7 +26,8 @@ from potluck.telemetry import logger
 STOP_SECONDS = 10.0
 """How long a step, or a task between two of its progress points, may go on after `stop`; then it is killed."""
 KILLED = -9
-OUT_OF_MEMORY = "resource.out-of-memory"
+LOCAL_CHECKPOINT_MS = 20_000
+"""What a restart of the worker may cost, at most."""
 OUTPUT_PLANES: Mapping[str, Plane] = {
     "tokenise": "corpus",
     "fit": "corpus",
@@ -66,6 +68,7 @@ class Workshop:
         tell: Callable[[on.Event], None],
     ) -> None:
         self._out = folder / "out"
+        self._local = folder / "local"
         self._outbox = outbox
         self._notes = notes
         self._recording = recording
@@ -115,7 +118,7 @@ class Workshop:
         assert self._child is not None
         out = self._out / str(lease.fence)
         shutil.rmtree(out, ignore_errors=True)
-        self._child.send(command_for(lease, blobs, out))
+        self._child.send(command_for(lease, blobs, out=out, local=self._local))
 
     def acknowledge(self, fence: Fence, step: int) -> None:
         if self._child is not None:
@@ -217,23 +220,21 @@ class Workshop:
 def exit_reason(code: int, label: str) -> tuple[str, str]:
     """Why a worker that nobody stopped is gone: stable id and message."""
     if code in (KILLED, 137):
-        return (
-            OUT_OF_MEMORY,
-            f"the worker was killed during {label!r}, most likely by the system for want of memory (lower batch_size, "
-            "text.sequence_length or the model preset, run fewer nodes on this machine, or give it more memory)",
-        )
+        why = "most likely by the system for want of memory"
+        return OUT_OF_MEMORY, f"the worker was killed during {label!r}, {why} ({OUT_OF_MEMORY_FIX})"
     if code < 0:
         return "bug.worker-crashed", f"the worker died of signal {-code} during {label!r} (see the node's log)"
     return "bug.worker-crashed", f"the worker ended with code {code} during {label!r} (see the node's log)"
 
 
-def command_for(lease: Lease, blobs: Mapping[Digest, Path], out: Path) -> Message:
-    """The worker's command for a lease."""
+def command_for(lease: Lease, blobs: Mapping[Digest, Path], *, out: Path, local: Path) -> Message:
+    """The worker's command for a lease: results go to `out`, local checkpoints to `local`, which outlives the node."""
     common: Message = {"fence": lease.fence, "out": str(out), "blobs": {d: str(path) for d, path in blobs.items()}}
     if isinstance(lease, TrainLease):
         names = ("recipe_json", "segments_json", "profile_json", "head_step", "head", "weights", "optimizer")
         values = {name: getattr(lease, name) for name in names}
-        return {"type": "train", **common, **values, "target_step": lease.target_step}
+        places = {"local": str(local), "local_every_ms": LOCAL_CHECKPOINT_MS}
+        return {"type": "train", **common, **values, **places, "target_step": lease.target_step}
     return {
         "type": "task",
         **common,

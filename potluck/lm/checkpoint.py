@@ -11,6 +11,9 @@ from potluck.config import from_mapping, to_mapping
 from potluck.ids import Digest, Json, LineageId, canonical_json, digest_json
 from potluck.recipe import Profile
 
+WEIGHTS_FILE = "weights.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from potluck.ids import digest_file
-from potluck.lm.checkpoint import CheckpointFiles
+from potluck.lm.checkpoint import OPTIMIZER_FILE, WEIGHTS_FILE, CheckpointFiles
 from potluck.lm.loss import mean_nll
 from potluck.lm.model import Decoder, init_decoder, load_weights
 from potluck.lm.optim.build import build_optimizer
 from potluck.lm.schedule import learning_rate
 from potluck.recipe import Profile, Recipe, require_shares
 
-WEIGHTS_FILE = "weights.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 """glibc refuses more."""
