@@ -12,7 +12,7 @@ import numpy as np
 
 from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
-from sampling import compare, contest, embed, scoring, tokens
+from sampling import cluster, compare, contest, embed, scoring, tokens
 from sampling.assign import balanced_assignment
 from sampling.labels import collect_labels
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
@@ -73,8 +73,11 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,
+    ("fit_clusters", ""): cluster.fit_clusters,
     ("score", ""): scoring.score_column,
     ("assign", "sorted_greedy"): assign,
+    ("assign", "partition"): cluster.assign_partition,
+    ("assign", "balanced_clusters"): cluster.assign_balanced,
     ("eval", "nll"): scoring.eval_nll,
     ("eval", "probe"): scoring.eval_probe,
     ("eval", "purity"): scoring.eval_purity,
