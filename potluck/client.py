@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -214,14 +214,18 @@ class RouterClient:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> Iterator[Generated]:
         """Streams a continuation; closing the iterator cancels it down to the node.
 
+        The text ends before the first of the `stop` strings (at most 8, of 1 to 64 characters); the ids are all
+        tokens up to and including the one that completed it.
+
         A replica lost after the first token ends it with ``net.replica-lost``; send the prompt and the tokens
         received so far as ids to go on.
         """
-        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
         return self._stream(request, timeout_s)
 
     def _stream(self, request: router_pb2.GenerateRequest, timeout_s: float) -> Iterator[Generated]:
@@ -286,10 +290,11 @@ class AsyncRouterClient:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> AsyncGenerator[Generated, None]:
         """As `RouterClient.generate`."""
-        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
         call = self._stub.Generate(request, timeout=timeout_s)
         try:
             async for message in call:

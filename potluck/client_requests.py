@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from potluck.errors import UsageError
+from potluck.lm.stopping import checked_stops
 from potluck.net.address import split_host_port
 from potluck.v1 import router_pb2
 
@@ -69,7 +70,15 @@ def score_request(prompt: Prompt, run: str, slot: str) -> router_pb2.ScoreReques
 
 
 def generate_request(
-    prompt: Prompt, run: str, slot: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    prompt: Prompt,
+    run: str,
+    slot: str,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stop: Sequence[str] = (),
 ) -> router_pb2.GenerateRequest:
     request = router_pb2.GenerateRequest(
         run=checked_text("run", run),
@@ -79,6 +88,7 @@ def generate_request(
         top_k=checked_integer("top_k", top_k, bits=32, allowed="0 (no limit) or more"),
         top_p=top_p,
         seed=_within("seed", seed, 0, MAX_SEED),
+        stop=[checked_text(f"stop[{i}]", text) for i, text in enumerate(checked_stops(stop))],
     )
     if isinstance(prompt, str):
         request.text = checked_text("text", prompt)

@@ -41,11 +41,12 @@ class Generated:
     """A piece of a generated text."""
 
     ids: tuple[int, ...]
+    """Of all pieces together: every token, up to the one that completed a stop string."""
     text: str
-    """The whole characters these ids complete; may be empty while one is being put together."""
+    """What is certain of the text: whole characters only, and nothing that may yet be the start of a stop string."""
     expert: int
     view_version: int
     run: str
     weights: str
     finish: str
-    """Empty until the last piece: `eod` or `length`."""
+    """Empty until the last piece: `eod`, `length`, or `stop` where the text ended before a stop string."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from potluck.client_values import NOT_ROUTED, Generated, Routed, Scored
 from potluck.errors import ResourceError, UsageError
+from potluck.lm.stopping import StopScanner
 from router.book import Loaded, ViewBook
 from router.choose import choose
+from router.detokenise import StoppedText
 from router.fleet import Fleet, Sampling
 from router.patience import Patience
 from router.view import EXPERT_SLOT, ReplicaKey, expert_slot
@@ -127,29 +129,36 @@ class Desk:
         )
 
     async def generate(
-        self, prompt: Prompt, *, run: str, slot: str, sampling: Sampling
+        self, prompt: Prompt, *, run: str, slot: str, sampling: Sampling, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Generated, None]:
         """Streams a continuation of the prompt. Asking for the next piece says that this one was written.
 
+        Args:
+            stop: the text ends before the first of these; its tokens end with the one that completed it.
+
         Raises:
-            UsageError: as `score`.
+            UsageError: as `score`, and ``usage.bad-stop``.
             NotReachable, ResourceError, ReplicaLost: as `Fleet.generate`.
         """
+        scanner = StopScanner(stop)
         placed = await self._place(prompt, run=run, slot=slot)
         key = placed.loaded.view.key(placed.slot)
-        text = placed.loaded.scorer.text_stream()
+        stream = StoppedText(placed.loaded.scorer.text_stream(), scanner)
         await self._await_replica(key)
         async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
             async for piece in pieces:
                 placed.loaded.scorer.check(piece.ids)
+                ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
+                if stream.stopped:
+                    await pieces.aclose()  # Ends the node's work before anybody is told.
                 yield Generated(
-                    ids=piece.ids,
-                    text=text.feed(piece.ids),
+                    ids=ids,
+                    text=text,
                     expert=placed.expert,
                     view_version=placed.loaded.version,
                     run=key.run,
                     weights=key.weights,
-                    finish=piece.finish,
+                    finish="stop" if stream.stopped else piece.finish,
                 )
 
     async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 
+from potluck.lm.stopping import StopScanner
+
 
 def _byte_of_symbol() -> dict[str, int]:
     """The byte alphabet of byte-level BPE (GPT-2): printable bytes stand for themselves, others follow from 256."""
@@ -40,3 +42,30 @@ class TextStream:
         What is still incomplete after the last token is no text: the model did not finish it.
         """
         return self._decoder.decode(b"".join(self._table[i] for i in ids))
+
+
+class StoppedText:
+    """One request's text up to its first stop string, and the tokens up to the one that completed it."""
+
+    def __init__(self, stream: TextStream, scanner: StopScanner) -> None:
+        self._stream = stream
+        self._scanner = scanner
+
+    @property
+    def stopped(self) -> bool:
+        return self._scanner.stopped
+
+    def feed(self, ids: Sequence[int], *, is_last: bool) -> tuple[tuple[int, ...], str]:
+        """Those of the next ids that were needed, and the text that is certain now.
+
+        The token that completes a stop string is the last one needed, whatever else it says.
+
+        Args:
+            is_last: no more ids will come, so nothing need be held back.
+        """
+        text = ""
+        for count, token in enumerate(ids, start=1):
+            text += self._scanner.feed(self._stream.feed((token,)))
+            if self.stopped:
+                return tuple(ids[:count]), text
+        return tuple(ids), text + self._scanner.flush() if is_last else text

@@ -144,7 +144,7 @@ class HttpBridge:
             seed=_field(body, "seed", int, 0),
         )
         run, slot = _field(body, "run", str, ""), _field(body, "slot", str, "")
-        answer = self._desk.generate(_prompt(body), run=run, slot=slot, sampling=sampling)
+        answer = self._desk.generate(_prompt(body), run=run, slot=slot, sampling=sampling, stop=_stops(body))
         streaming = asyncio.create_task(_stream(answer, writer, events=request.accepts_events))
 
         def hung_up(reading: asyncio.Task[bytes]) -> None:
@@ -222,6 +222,13 @@ def _prompt(body: Mapping[str, Any]) -> Prompt:
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**32 for i in ids):
         raise UsageError("usage.bad-value", "ids is not a list of token ids", "give integers from 0")
     return tuple(ids)
+
+
+def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
+    stops = body.get("stop", [])
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise UsageError("usage.bad-value", "stop is not a list of strings", 'give a list, such as ["\\n"]')
+    return tuple(stops)
 
 
 def _field(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:

@@ -51,7 +51,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             top_p=request.top_p,
             seed=request.seed,
         )
-        answer = self._desk.generate(_prompt(request), run=request.run, slot=request.slot, sampling=sampling)
+        answer = self._desk.generate(
+            _prompt(request), run=request.run, slot=request.slot, sampling=sampling, stop=request.stop
+        )
         async with aclosing(answer) as pieces:
             async for piece in pieces:
                 yield pb.GenerateResponse(

@@ -20,6 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="0: no limit")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    stop_help = "end before this text; may be given up to 8 times"
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=stop_help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             top_p=args.top_p,
             seed=args.seed,
+            stop=args.stop,
         )
         for piece in stream:
             output.raw(piece.text if pieces else args.text + piece.text)

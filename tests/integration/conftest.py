@@ -211,7 +211,8 @@ class Node:
                     self._credit[item.credit.request] += item.credit.tokens
                     self._changed.notify_all()
             case "cancel":
-                self._tasks[item.cancel.request].cancel()
+                async with self._writing:  # gRPC ends a call whose write is cancelled
+                    self._tasks[item.cancel.request].cancel()
                 self.cancelled.set()
             case _:
                 pass

@@ -160,6 +160,38 @@ async def test_a_client_that_goes_away_is_cancelled_down_to_the_node(router_worl
 
 
 @in_loop
+async def test_generate_ends_before_a_stop_string_and_its_work_ends_on_the_node(router_world: Any) -> None:
+    how: dict[str, Any] = {"slot": "expert-0", "temperature": 1.0, "seed": 7}
+    async with router_world.router(http=True) as router, router.client() as client:
+        view = router_world.view()
+        router.offer(view, 1)
+        node = await router.attach("n", view)
+        await router.serving()
+        free = [piece async for piece in client.generate(TEXT, max_tokens=40, **how)]
+        text, free_ids = "".join(p.text for p in free), [i for p in free for i in p.ids]
+        stops = (text[start : start + 4] for start in range(len(text) // 3, len(text)))
+        stop = next(stop for stop in stops if "\ufffd" not in stop)  # so that decoding the ids shows it too
+        assert len(free_ids) == 40, "the seed should give a text that does not end by itself"
+        pieces = [p async for p in client.generate(TEXT, max_tokens=1000, stop=["\0never\0", stop], **how)]
+        await asyncio.wait_for(node.cancelled.wait(), PATIENCE_S)
+        _, answer = await http(router.http_port, "POST", "/generate", {"text": TEXT, "stop": [stop], **how})
+        at_the_end = [p async for p in client.generate(TEXT, max_tokens=40, stop=[text[-1] + "\0"], **how)]
+        status, refused = await http(router.http_port, "POST", "/generate", {"text": TEXT, "stop": [""]})
+        assert (status, json.loads(refused)["error"]["id"]) == (400, "usage.bad-stop")
+        status, refused = await http(router.http_port, "POST", "/generate", {"text": TEXT, "stop": "x"})
+        assert (status, json.loads(refused)["error"]["id"]) == (400, "usage.bad-value")
+    ids = [i for p in pieces for i in p.ids]
+    assert "".join(p.text for p in pieces) == text[: text.index(stop)]
+    assert [p.finish for p in pieces] == [""] * (len(pieces) - 1) + ["stop"]
+    assert ids == free_ids[: len(ids)]
+    decode = router_world.tokenizer.decode
+    assert stop in decode(ids)
+    assert stop not in decode(ids[:-1])
+    assert "".join(piece["text"] for piece in lines(answer)) == text[: text.index(stop)]
+    assert (at_the_end[-1].finish, "".join(p.text for p in at_the_end)) == ("length", text)
+
+
+@in_loop
 async def test_before_the_first_token_the_next_replica_is_tried(router_world: Any) -> None:
     async with router_world.router() as router, router.client() as client:
         view = router_world.view()

@@ -46,6 +46,14 @@ def test_the_largest_seed_fits() -> None:
     assert generate_request(**{**SOUND, "seed": (1 << 64) - 1}).seed == (1 << 64) - 1
 
 
+def test_stop_strings_to_generate_with_are_checked_before_they_are_sent() -> None:
+    assert list(generate_request(**SOUND, stop=["\n\n", "ß"]).stop) == ["\n\n", "ß"]
+    with pytest.raises(UsageError, match=r"usage\.bad-stop"):
+        generate_request(**SOUND, stop=[""])
+    with pytest.raises(UsageError, match=r"stop\[1\] is not text"):
+        generate_request(**SOUND, stop=["a", "\udcff"])
+
+
 def test_text_that_is_not_unicode_and_ids_below_zero_are_refused() -> None:
     with pytest.raises(UsageError, match="text is not text"):
         route_request("\udcff", "")
