@@ -14,6 +14,7 @@ from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
 from sampling import cluster, compare, contest, embed, scoring, tokens
 from sampling.assign import balanced_assignment
+from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
@@ -70,6 +71,7 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "bpe"): tokens.fit_bpe,
     ("fit", "lsi"): embed.fit_lsi_task,
     ("fit", "labels"): collect_labels,
+    ("fit", "histogram"): fit_histogram,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,
