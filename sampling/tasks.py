@@ -16,6 +16,7 @@ from sampling import cluster, compare, contest, embed, scoring, tokens
 from sampling.assign import balanced_assignment
 from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels
+from sampling.near_duplicates import fit_near_duplicates
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
 __all__ = ["BlobReader", "LocalBlobs", "TaskOutput", "run_task"]
@@ -72,6 +73,7 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "lsi"): embed.fit_lsi_task,
     ("fit", "labels"): collect_labels,
     ("fit", "histogram"): fit_histogram,
+    ("fit", "near_duplicates"): fit_near_duplicates,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,
