@@ -14,6 +14,7 @@ from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
 from sampling import cluster, compare, contest, embed, scoring, tokens
 from sampling.assign import balanced_assignment
+from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels
 from sampling.near_duplicates import fit_near_duplicates
@@ -87,4 +88,5 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("eval", "purity"): scoring.eval_purity,
     ("eval", "compare"): compare.eval_compare,
     ("eval", "contest"): contest.eval_contest,
+    ("eval", "gate"): eval_gate,
 }
