@@ -21,7 +21,7 @@ from potluck.telemetry import logger
 from sampling.taskio import BlobReader
 
 if TYPE_CHECKING:
-    from potluck.lm.train import Trainer
+    from potluck.lm.parallel import Head
 
 log = logger("expert_node.training")
 
@@ -54,6 +54,8 @@ def train(command: Message, blobs: BlobReader, desk: Reporter, clock: Clock) -> 
         ResourceError: ``resource.device``: this machine lacks the profile's device.
         OSError: the disk is full.
     """
+    from potluck.lm.parallel import open_trainer
+
     recipe = Recipe.from_json(command["recipe_json"])
     segments = parse_segments(command["segments_json"])
     profile = parse_profile(command["profile_json"])
@@ -64,19 +66,14 @@ def train(command: Message, blobs: BlobReader, desk: Reporter, clock: Clock) -> 
     if found is not None and not continues(found, profile, segments, command["head_step"]):
         found = None
     local.keep_only(found)
-    writer = CheckpointWriter(
-        _trainer(command, recipe, profile, blobs, found),
-        segments,
-        parent=head,
-        losses=found.manifest.losses if found is not None else Losses(start_step=command["head_step"]),
-        out=Path(command["out"]),
-        local=local,
-        desk=desk,
-    )
-    try:
-        Run(writer, segments, blobs, desk, clock, command["local_every_ms"]).to(target)
-    finally:
-        writer.close()
+    with open_trainer(recipe, profile, _start(command, blobs, found)) as trainer:
+        losses = found.manifest.losses if found is not None else Losses(start_step=command["head_step"])
+        out = Path(command["out"])
+        writer = CheckpointWriter(trainer, segments, parent=head, losses=losses, out=out, local=local, desk=desk)
+        try:
+            Run(writer, segments, blobs, desk, clock, command["local_every_ms"]).to(target)
+        finally:
+            writer.close()
     local.remove(recipe.id)
 
 
@@ -91,23 +88,17 @@ def continues(found: LocalCheckpoint, profile: Profile, segments: tuple[Segment,
     )
 
 
-def _trainer(
-    command: Message, recipe: Recipe, profile: Profile, blobs: BlobReader, found: LocalCheckpoint | None
-) -> Trainer:
-    from potluck.lm.train import Trainer
+def _start(command: Message, blobs: BlobReader, found: LocalCheckpoint | None) -> Head | None:
+    from potluck.lm.parallel import Head
 
     if found is not None:
-        step, weights, optimizer = found.manifest.checkpoint.step, found.weights, found.optimizer
-        log.fact("resumed-locally", lineage=recipe.id, head_step=command["head_step"], step=step)
-    elif command["head_step"]:
-        step, weights, optimizer = (
-            command["head_step"],
-            blobs.path(command["weights"]),
-            blobs.path(command["optimizer"]),
-        )
-    else:
-        return Trainer(recipe, profile)
-    return Trainer.load(recipe, profile, step=step, weights=weights, optimizer=optimizer)
+        checkpoint = found.manifest.checkpoint
+        log.fact("resumed-locally", lineage=checkpoint.lineage, head_step=command["head_step"], step=checkpoint.step)
+        return Head(step=checkpoint.step, weights=found.weights, optimizer=found.optimizer)
+    if not command["head_step"]:
+        return None
+    weights, optimizer = blobs.path(command["weights"]), blobs.path(command["optimizer"])
+    return Head(step=command["head_step"], weights=weights, optimizer=optimizer)
 
 
 def require_device(device: str) -> None:

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
@@ -27,6 +26,7 @@ from potluck.lm.kernels import (
     swiglu,
     unit_norm,
 )
+from potluck.lm.recompute import recomputed
 
 ROTARY_BASE = 10_000.0
 EMBEDDING_SCALE, READING_SCALE, WRITING_SCALE = 0.6, 0.5, 0.1
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
     def _through(self, block: Callable[..., Tensor], x: Tensor, *positions: Tensor | None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, x, *positions, use_reentrant=False, preserve_rng_state=False))
+            return recomputed(block, x, *positions)
         return block(x, *positions)
 
 

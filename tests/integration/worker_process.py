@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from expert_node.frames import Message, encode, read_frame
-from potluck.config import to_mapping
 from potluck.ids import NO_DIGEST, Digest, canonical_json
-from potluck.recipe import Profile, Recipe, Segment
+from potluck.recipe import Recipe, Segment
 
 PATIENCE_S = 60.0
 
@@ -19,8 +18,7 @@ PATIENCE_S = 60.0
 class WorkerProcess:
     """`python -m expert_node.worker`, ready; its log goes to a file."""
 
-    def __init__(self, log: Path, *, profile: Profile | None = None, **environment: str) -> None:
-        self._profile = profile or Profile()
+    def __init__(self, log: Path, **environment: str) -> None:
         self._log = log.open("a")
         self.popen = subprocess.Popen(
             [
@@ -28,7 +26,7 @@ class WorkerProcess:
                 "-m",
                 "expert_node.worker",
                 str(os.getpid()),
-                canonical_json(to_mapping(self._profile)),
+                canonical_json({}),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -73,10 +71,10 @@ class Lineage:
         self.commits: list[Message] = []
         self._recipe = recipe
         self._segments = segments
-        self.blobs = dict(blobs)
+        self._blobs = dict(blobs)
         self._fence = 0
 
-    def train(self, worker: WorkerProcess, *, profile: Profile | None = None, local_every_ms: int = 0) -> str:
+    def train(self, worker: WorkerProcess, *, local_every_ms: int = 0) -> str:
         """Gives the worker a lease from the head and takes its commits.
 
         Returns:
@@ -90,10 +88,10 @@ class Lineage:
             "out": str(self.folder / "out" / str(self._fence)),
             "local": str(self.local),
             "local_every_ms": local_every_ms,
-            "blobs": {digest: str(path) for digest, path in self.blobs.items()},
+            "blobs": {digest: str(path) for digest, path in self._blobs.items()},
             "recipe_json": self._recipe.to_json(),
             "segments_json": f"[{','.join(segment.to_json() for segment in self._segments)}]",
-            "profile_json": canonical_json(to_mapping(profile or Profile())),
+            "profile_json": canonical_json({}),
             "head_step": head["end_step"],
             "head": head["child"],
             "weights": head["weights"],
@@ -115,7 +113,7 @@ class Lineage:
     def _take(self, commit: Message) -> None:
         assert commit["parent"] == (self.commits[-1]["child"] if self.commits else NO_DIGEST)
         for digest, name in commit["files"]:
-            self.blobs[Digest(digest)] = Path(commit["folder"]) / name
+            self._blobs[Digest(digest)] = Path(commit["folder"]) / name
         self.commits.append(commit)
 
     def chain(self) -> list[tuple[object, ...]]:

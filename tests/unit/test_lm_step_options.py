@@ -1,6 +1,7 @@
 """Row weights, micro-batches, activation checkpointing: what they change in a step, and what they leave."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ ROWS = np.random.default_rng(0).integers(0, 300, (6, 33)).astype(np.uint16)
 WEIGHTS = np.array([0.0, 0.5, 1.0, 2.0, 3.5, 0.25], dtype=np.float32)
 
 Gradients = dict[str, torch.Tensor]
+Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["row", "document"]
 
 
 def step(
@@ -97,12 +100,16 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_refused_by_name() -> No
 
 @pytest.mark.parametrize("columns", [33, 300])
 @pytest.mark.parametrize("micro_batch", [0, 2])
-def test_activation_checkpointing_changes_no_bit(columns: int, micro_batch: int) -> None:
-    """Short rows go through the hand-written kernels, long ones through torch's own operations."""
-    recipe = replace(RECIPE, columns=columns)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("attention", ["row", "document"])
+def test_activation_checkpointing_changes_no_bit(
+    columns: int, micro_batch: int, dtype: Dtype, attention: Attention
+) -> None:
+    """Short rows go through the hand-written kernels, long ones and bfloat16 through torch's own operations."""
+    recipe = replace(RECIPE, columns=columns, model=replace(RECIPE.model, attention=attention))
     rows = np.random.default_rng(1).integers(0, 300, (6, columns)).astype(np.uint16)
-    plain = step(Profile(micro_batch=micro_batch), WEIGHTS, recipe=recipe, rows=rows)
-    spared = Profile(micro_batch=micro_batch, activation_checkpointing=True)
+    plain = step(Profile(micro_batch=micro_batch, dtype=dtype), WEIGHTS, recipe=recipe, rows=rows)
+    spared = Profile(micro_batch=micro_batch, dtype=dtype, activation_checkpointing=True)
     again = step(spared, WEIGHTS, recipe=recipe, rows=rows)
     assert plain[0] == again[0]
     assert same_bits(plain[1], again[1])
