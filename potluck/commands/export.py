@@ -131,12 +131,10 @@ def _require_agreement(agreement: Agreement, folder: Path) -> None:
 
 
 def _found(agreement: Agreement) -> str:
-    from potluck.lm.agreement import TOLERANCE
-
     greedy = "equal" if agreement.greedy_equal else "not equal"
     tokenizers = "equal" if agreement.tokenizer_equal else "not equal"
     return (
-        f"logits differ by at most {agreement.max_logit_difference:.1e} (allowed {TOLERANCE:g}), "
+        f"logits differ by at most {agreement.max_logit_difference:.1e} (allowed {agreement.allowed_difference:.1e}), "
         f"{agreement.greedy_tokens} greedy tokens {greedy}, tokenizers {tokenizers}"
     )
 

@@ -121,7 +121,7 @@ def _use(config: ModelConfig) -> str:
 
 def _origin(card: ModelCard, config: ModelConfig) -> Iterator[list[str]]:
     shape = (
-        f"{config.layers} layers, width {config.hidden}, {config.heads} heads, inner width {config.ffn}, "
+        f"layers {config.layers}, width {config.hidden}, heads {config.heads}, inner width {config.ffn}, "
         f"vocabulary {config.vocab:,}"
     )
     yield ["run", f"{_inline(card.name)}, `{card.run}` (the digest of its spec)"]

@@ -216,6 +216,8 @@ def _settings(config: ModelConfig) -> dict[str, Json]:
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": positions,
+            # Transformers 4 would add token types, which Llama does not take.
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
             # As our own reader does: `<eod>` spelt out in a text is text, not the end of a document.
             "split_special_tokens": True,

@@ -94,7 +94,7 @@ def test_the_check_of_an_export_notices_pairs_left_where_halves_belong(tmp_path:
     tensors["model.layers.0.self_attn.q_proj.weight"] = load_file(weights)["blocks.0.qkv"][: config.hidden].clone()
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     agreement = compare_with_transformers(config, weights, tokenizer, out)
-    assert agreement.max_logit_difference > TOLERANCE
+    assert agreement.max_logit_difference > 100 * agreement.allowed_difference
     assert not agreement.holds
 
 
@@ -111,6 +111,16 @@ def test_the_tokenizer_of_an_export_reads_and_writes_text_as_ours_does(tmp_path:
     assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (0, 0, None)
     assert theirs.decode([0], skip_special_tokens=True) == ""
     assert theirs.model_max_length == SHAPES[0].context - 1
+
+
+def test_the_program_on_an_exports_card_runs(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    export_llama(SHAPES[0], lively(SHAPES[0], tmp_path / "blobs"), tokenizer, CARD, out)
+    program = (out / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    exec(program.replace("FOLDER", str(out)), {})
+    assert capsys.readouterr().out.startswith("The ")
 
 
 def test_equal_exports_have_equal_bytes_and_leave_nothing_beside_them(tmp_path: Path, tokenizer: Path) -> None:
