@@ -18,6 +18,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 from coordinator.daemon import Daemon, Options, Stop
 from potluck.errors import InvariantViolation, PotluckError, ResourceError
 from potluck.ids import Json
+from potluck.metrics_sinks import Recorder, open_recorder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             insecure=parsed.insecure,
             quota_bytes=parsed.quota_bytes,
         )
-        asyncio.run(_serve(options))
+        recorder = open_recorder(parsed.metrics, tensorboard=parsed.tensorboard)
+        asyncio.run(_serve(options, recorder))
     except PotluckError as error:
         if isinstance(error, InvariantViolation):
             traceback.print_exception(error)
@@ -51,12 +53,12 @@ def _complain(error: PotluckError) -> int:
     return error.exit_code
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: Options, recorder: Recorder | None) -> None:
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.request)
-    await Daemon(options, stop).run(_say_ready)
+    await Daemon(options, stop, recorder=recorder).run(_say_ready)
 
 
 def _say_ready(fields: Mapping[str, Json]) -> None:
@@ -74,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise", default="", help="host that join strings name")
     parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only")
     parser.add_argument("--quota-bytes", type=int, default=None, help="most bytes of blobs to keep")
+    parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what all nodes measure here")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     return parser
 
 

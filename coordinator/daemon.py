@@ -26,6 +26,7 @@ from coordinator.journal import SqliteJournal
 from coordinator.local_admin import Reach, renew_administrator
 from coordinator.peers import AccessList
 from coordinator.planning import evaluate_plan
+from coordinator.recording import Recording
 from coordinator.runtime import PlanEvaluator, Runtime
 from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
@@ -33,6 +34,7 @@ from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
 from potluck.errors import JoinError, UsageError
 from potluck.ids import Json
+from potluck.metrics_sinks import Recorder
 from potluck.net.address import is_loopback, reachable_address
 from potluck.net.blobs.server import BlobServer
 from potluck.net.blobs.store import BlobStore
@@ -99,7 +101,14 @@ class Stop:
 class Daemon:
     """Holds the parts; `run` gives them their order of coming and going."""
 
-    def __init__(self, options: Options, stop: Stop, *, evaluate: PlanEvaluator = evaluate_plan) -> None:
+    def __init__(
+        self,
+        options: Options,
+        stop: Stop,
+        *,
+        evaluate: PlanEvaluator = evaluate_plan,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._options = options
         self._stop = stop
         self._boot_id = uuid.uuid4().hex
@@ -121,6 +130,7 @@ class Daemon:
             evaluate=evaluate,
             deliver=self._sessions.deliver,
         )
+        self._recording = Recording(recorder, self._runtime)
         self._enrolment = Enrolment(runtime=self._runtime, authority=self._keys.authority, access=self._access)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._ports = NO_PORTS
@@ -133,6 +143,7 @@ class Daemon:
             DataError: the journal or the keys cannot be read.
         """
         async with contextlib.AsyncExitStack() as leaving:
+            leaving.push_async_callback(asyncio.to_thread, self._recording.close)
             leaving.callback(self._journal.close)
             leaving.callback(self._save_bytes)
             count = self._runtime.replay()
@@ -206,6 +217,7 @@ class Daemon:
             runtime=self._runtime,
             store=self._store,
             sessions=self._sessions,
+            recording=self._recording,
             boot_id=self._boot_id,
             heartbeat_ms=heartbeat_ms,
         )

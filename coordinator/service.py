@@ -16,8 +16,10 @@ import grpc.aio
 
 from coordinator import wire
 from coordinator.collector import hold
+from coordinator.core.effects import CommitAccepted
 from coordinator.core.events import LeaseRenewed, SessionClosed
 from coordinator.core.state import State
+from coordinator.recording import Recording
 from coordinator.runtime import Runtime
 from coordinator.sessions import Sessions, Stream
 from potluck.errors import PotluckError, UsageError
@@ -43,9 +45,17 @@ def caller(context: Context) -> Peer:
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
     def __init__(
-        self, *, runtime: Runtime, store: BlobStore, sessions: Sessions, boot_id: str, heartbeat_ms: int
+        self,
+        *,
+        runtime: Runtime,
+        store: BlobStore,
+        sessions: Sessions,
+        recording: Recording,
+        boot_id: str,
+        heartbeat_ms: int,
     ) -> None:
         self._runtime = runtime
+        self._recording = recording
         self._store = store
         self._sessions = sessions
         self._boot_id = boot_id
@@ -70,7 +80,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         missing = hold(self._store, (event.child, event.weights, event.optimizer))
         if missing:
             return node_pb2.CommitResponse(reason="the store lacks these blobs", missing=missing)
-        return wire.commit_response(await self._runtime.submit(event))
+        answer = await self._runtime.submit(event)
+        if isinstance(answer, CommitAccepted):
+            await self._recording.commit(event)
+        return wire.commit_response(answer)
 
     async def CompleteTask(
         self, request: node_pb2.CompleteTaskRequest, context: Context
@@ -140,7 +153,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             now_ms = self._runtime.now_ms()
             match item.WhichOneof("item"):
                 case "heartbeat":
-                    await self._runtime.tell(wire.heartbeat_received(item.heartbeat, node, now_ms))
+                    beat = wire.heartbeat_received(item.heartbeat, node, now_ms)
+                    await self._runtime.tell(beat)
+                    await self._recording.heartbeat(beat)
                 case "serving":
                     await self._runtime.tell(wire.serving_reported(item.serving, node, now_ms))
                 case "bye":

@@ -128,9 +128,9 @@ def render(info: admin_pb2.RunInfo, tracker: Tracker, now_s: float) -> Renderabl
     from rich.text import Text
 
     nodes = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("node", "doing"):
-        nodes.add_column(column, no_wrap=True, overflow="ellipsis", max_width=30)
-    for column in ("tokens/s", "loss", "ends in"):
+    for column, width in (("node", 18), ("doing", 24)):
+        nodes.add_column(column, no_wrap=True, overflow="ellipsis", max_width=width)
+    for column in ("tokens/s", "MFU", "loss", "ends in"):
         nodes.add_column(column, justify="right", no_wrap=True)
     working = {line.node: line for line in info.lineages if line.node}
     for node in info.nodes:
@@ -143,6 +143,7 @@ def render(info: admin_pb2.RunInfo, tracker: Tracker, now_s: float) -> Renderabl
             node.name or short(node.node),
             doing,
             human_count(node.tokens_per_second) if node.tokens_per_second else "",
+            f"{line.mfu:.0%}" if line is not None and line.mfu else "",
             f"{node.loss:.3f}" if node.loss else "",
             human_seconds(left) if left is not None else "",
         )

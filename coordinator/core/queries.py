@@ -20,8 +20,8 @@ from coordinator.core.state import (
     State,
     TrainLease,
 )
-from coordinator.core.values import Failed, Finished, Publication, Running
-from potluck.ids import NO_DIGEST, Digest, Json, NodeId, RunId, canonical_json, short
+from coordinator.core.values import Failed, Finished, LineageWanted, Publication, Running
+from potluck.ids import NO_DIGEST, Digest, Fence, Json, LineageId, NodeId, RunId, canonical_json, short
 
 MAX_RESULTS_JSON = 256 * 1024
 """Characters of small figures in one answer, so that it stays well below a message's 1 MiB."""
@@ -198,6 +198,24 @@ def ledger(state: State, run_id: RunId) -> Ledger:
         for line in lines
     )
     return Ledger(ok=not problems, problems=tuple(problems), lineages=ledger_lines)
+
+
+def training_under(state: State, node: NodeId, fence: Fence) -> LineageWanted | None:
+    """The lineage that a node trains under a lease of its own."""
+    lease = state.durable.leases.get(fence)
+    if not isinstance(lease, TrainLease) or lease.node != node:
+        return None
+    lineage = state.durable.lineages.get(lease.lineage)
+    return lineage.wanted if lineage is not None else None
+
+
+def label_of_lineage(state: State, lineage: LineageId) -> str:
+    """What people call a lineage, also when its run has finished; empty for one that nobody wants."""
+    found = state.durable.lineages.get(lineage)
+    if found is not None:
+        return found.wanted.label
+    lines = (line for run in state.durable.runs.values() for line in run.ledger)
+    return next((line.label for line in lines if line.lineage == lineage), "")
 
 
 def pinned_digests(state: State) -> frozenset[Digest]:

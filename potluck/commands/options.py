@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from potluck.commands.home import DEFAULT_ROOT
 
@@ -11,6 +12,22 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """--home and --json, which every command has."""
     parser.add_argument("--home", default=str(DEFAULT_ROOT), metavar="DIR", help="state folder (default ~/.potluck)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def add_metrics(parser: argparse.ArgumentParser, whose: str) -> None:
+    """--metrics and --tensorboard, of the commands that start who measures.
+
+    Args:
+        whose: of which nodes, for the help.
+    """
+    parser.add_argument("--metrics", default="", metavar="DIR", help=f"keep what {whose} measures in files here")
+    parser.add_argument("--tensorboard", action="store_true", help="with --metrics: TensorBoard event files too")
+
+
+def metrics_arguments(args: argparse.Namespace) -> list[str]:
+    """The daemon's arguments for them; a folder is told by its full path."""
+    folder = ["--metrics", str(Path(args.metrics).expanduser().resolve())] if args.metrics else []
+    return folder + (["--tensorboard"] if args.tensorboard else [])
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

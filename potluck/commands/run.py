@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from potluck.commands.home import admin_client, home_option, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
-from potluck.commands.runs import find_run, run_summary, show_run, submit
+from potluck.commands.runs import find_run, run_summary, show_metrics, show_run, submit
 from potluck.errors import Refused
 from potluck.ids import short
 
@@ -37,6 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             inner.add_argument("--name", default="", help="instead of the name in the file")
         elif verb != "list":
             add_run(inner)
+        if verb == "status":
+            inner.add_argument("--metrics", action="store_true", help="what each training measures at the moment")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +64,7 @@ def _start(args: argparse.Namespace, output: Output) -> int:
 def _status(args: argparse.Namespace, output: Output) -> int:
     with admin_client(open_home(args.home)) as client:
         info = find_run(client, args.run)
-    show_run(info, output)
+    (show_metrics if args.metrics else show_run)(info, output)
     return 0
 
 

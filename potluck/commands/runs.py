@@ -103,13 +103,20 @@ def run_summary(info: admin_pb2.RunInfo) -> dict[str, Any]:
         "tasks": {"open": info.tasks_open, "done": info.tasks_done},
         "lineages": [
             {
+                "lineage": line.lineage,
                 "label": line.label,
                 "role": line.role,
                 "head_step": line.head_step,
                 "total_steps": line.total_steps,
                 "node": line.node,
                 "loss": line.loss,
+                "live_step": line.live_step,
                 "tokens_per_second": line.tokens_per_second,
+                "grad_norm": line.grad_norm,
+                "learning_rate": line.learning_rate,
+                "flops_per_second": line.flops_per_second,
+                "mfu": line.mfu,
+                "rss_bytes": line.rss_bytes,
             }
             for line in info.lineages
         ],
@@ -138,3 +145,27 @@ def show_run(info: admin_pb2.RunInfo, output: Output) -> None:
     if info.published:
         served = ", ".join(f"{slot.slot} x{len(slot.replicas)}" for slot in info.published)
         output.line(f"serving: {served}")
+
+
+def show_metrics(info: admin_pb2.RunInfo, output: Output) -> None:
+    """What the trainings that go on measured last."""
+    output.result(run_summary(info))
+    rows = [
+        [
+            line.label,
+            f"{line.live_step}/{line.total_steps}",
+            f"{line.loss:.3f}" if line.loss else "-",
+            f"{line.grad_norm:.2g}" if line.grad_norm else "-",
+            f"{line.learning_rate:.1e}" if line.learning_rate else "-",
+            human_count(line.tokens_per_second) if line.tokens_per_second else "-",
+            human_count(line.flops_per_second) if line.flops_per_second else "-",
+            f"{line.mfu:.0%}" if line.mfu else "-",
+            human_bytes(line.rss_bytes) if line.rss_bytes else "-",
+        ]
+        for line in info.lineages
+        if line.node
+    ]
+    if not rows:
+        output.line(f"run {short(info.run)} ({info.name}) {info.state}: nothing is trained at the moment")
+        return
+    output.table(["lineage", "step", "loss", "norm", "rate", "tokens/s", "FLOP/s", "MFU", "memory"], rows)

@@ -9,7 +9,7 @@ from potluck.commands.daemons import Started, start
 from potluck.commands.enrolment import start_member
 from potluck.commands.foreground import run_in_foreground
 from potluck.commands.home import Home, home_option, open_home
-from potluck.commands.options import add_common
+from potluck.commands.options import add_common, add_metrics, metrics_arguments
 from potluck.commands.output import Output
 
 DEFAULT_PORT = 7470
@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
     parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only: for tests")
     parser.add_argument("--quota-bytes", type=int, default=0, help="most bytes of blobs to keep on disk")
+    add_metrics(parser, "every node's training")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     arguments += ["--advertise", args.advertise] if args.advertise else []
     arguments += ["--insecure"] if args.insecure else []
     arguments += ["--quota-bytes", str(args.quota_bytes)] if args.quota_bytes else []
+    arguments += metrics_arguments(args)
     with output.timed("starting the coordinator"):
         coordinator = start("coordinator", home.coordinator, arguments, own_session=args.detach)
     started = [coordinator]

@@ -101,3 +101,17 @@ def test_numbers_that_no_json_can_hold_are_told_as_not_known() -> None:
     beat = node_pb2.Heartbeat(fence=fence, activity="training", step=3, loss=math.nan, grad_norm=math.inf, mfu=0.5)
     line = line_after(machine, beat)
     assert (line.loss, line.grad_norm, line.mfu) == (0.0, 0.0, 0.5)
+
+
+def test_a_heartbeats_fence_names_the_lineage_that_its_node_trains() -> None:
+    machine, fence = training()
+    assert queries.training_under(machine.state, NODE, fence) == LINEAGE
+    assert queries.training_under(machine.state, NodeId("somebody-else"), fence) is None
+    machine.handle(LeaseLapsed(now_ms=20, fence=fence, reason="expired"))
+    assert queries.training_under(machine.state, NODE, fence) is None
+
+
+def test_a_lineage_that_nobody_wants_has_no_label() -> None:
+    machine, _ = training()
+    assert queries.label_of_lineage(machine.state, LINEAGE.id) == "expert 0"
+    assert queries.label_of_lineage(machine.state, LineageId("f" * 64)) == ""
