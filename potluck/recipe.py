@@ -142,6 +142,9 @@ class Profile:
         if not _DEVICE.fullmatch(self.device):
             allowed = "allowed: cpu, cuda, cuda:N, mps"
             raise SpecError("spec.bad-value", f"profile.device = {self.device!r}", allowed)
+        if self.processes > 1 and self.device not in ("cpu", "cuda"):
+            what = f"profile.processes = {self.processes} with profile.device = {self.device!r}"
+            raise SpecError("spec.bad-value", what, "allowed: 1, or the device cpu, or cuda: one device a process")
 
 
 def require_shares(batch_size: int, profile: Profile) -> None:

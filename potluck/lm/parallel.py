@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from potluck.config import to_mapping
-from potluck.errors import ResourceError, SpecError
+from potluck.errors import ResourceError
 from potluck.ids import canonical_json
 from potluck.lm.train import Peers, Trainer
 from potluck.recipe import Profile, Recipe, require_shares
@@ -59,7 +59,7 @@ def open_trainer(recipe: Recipe, profile: Profile, head: Head | None = None) -> 
     """The trainer of a lineage at its head, or at its start; with it `profile.processes` - 1 other ranks live and end.
 
     Raises:
-        SpecError: ``spec.bad-value``, the processes do not share the batch evenly, or the device cannot be shared.
+        SpecError: ``spec.bad-value``, the processes do not divide the batch.
         DataError: the head's files do not belong to the recipe.
         ResourceError: ``resource.device``, there is no device for each rank; ``resource.rank-died``, here or in
             any later step.
@@ -255,9 +255,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _require_devices(profile: Profile) -> None:
-    if profile.device not in ("cpu", "cuda"):
-        what = f"profile.device = {profile.device!r} with profile.processes = {profile.processes}"
-        raise SpecError("spec.bad-value", what, 'allowed: "cpu", or "cuda" for a device a process')
     if profile.device == "cuda" and torch.cuda.device_count() < profile.processes:
         what = f"profile.processes = {profile.processes}, but this node has {torch.cuda.device_count()} cuda device(s)"
         raise ResourceError("resource.device", what, "lower profile.processes, or add a node that has the devices")

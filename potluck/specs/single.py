@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potluck.lm.config import ModelConfig
+from potluck.recipe import require_shares
 from potluck.specs.sections import CommonSpec, ModelShape, require
 
 
@@ -33,6 +34,10 @@ class SingleSpec(CommonSpec):
     method: Literal["single"]
     model: ModelShape = field(default_factory=lambda: ModelShape(preset="0.08M"))
     training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_shares(self.training.batch_size, self.profile)
 
     def resolved(self) -> SingleSpec:
         """Presets become numbers."""

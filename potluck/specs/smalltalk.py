@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potluck.lm.config import ModelConfig
+from potluck.recipe import require_shares
 from potluck.specs.sections import CommonSpec, ModelShape, require
 
 MAX_EXPERTS = 256
@@ -123,6 +124,11 @@ class SmallTalkSpec(CommonSpec):
         ok = self.routers.chunk_sequences > 0 and self.routers.chunk_sequences % per_round == 0
         allowed = f"a multiple of experts.num x routers.batch_size = {per_round}"
         require(ok, "routers.chunk_sequences", self.routers.chunk_sequences, allowed)
+        batches = [self.routers.batch_size, self.experts.batch_size]
+        batches += [self.dense.batch_size] if self.dense.enabled else []
+        batches += [*self.search.expert_batch, *self.search.dense_batch] if self.search.mode == "grid" else []
+        for batch in batches:
+            require_shares(batch, self.profile)
         for batch in self.search.expert_batch if self.search.mode == "grid" else ():
             step = self.experts.num * batch
             ok = self.experts.chunk_sequences % step == 0

@@ -147,7 +147,6 @@ def test_ranks_listen_on_the_loopback_interface_only() -> None:
     [
         (Profile(processes=4), r"profile\.processes = 4 with a batch of 6 rows"),
         (Profile(processes=2, micro_batch=2), r"profile\.micro_batch = 2 with a batch of 6 rows, 3 a process"),
-        (Profile(processes=2, device="cuda:1"), r"profile\.device = 'cuda:1' with profile\.processes = 2"),
     ],
 )
 def test_processes_that_cannot_share_a_batch_are_refused_by_name(profile: Profile, message: str) -> None:

@@ -34,6 +34,10 @@ WRONG: list[tuple[str, Any]] = [
     ("profile.threads", 257),
     ("profile.device", "gpu"),
     ("profile.device", "cuda:"),
+    ("profile.processes", 0),
+    ("profile.processes", 65),
+    ("profile.processes", 3),
+    ("profile.micro_batch", 5),
 ]
 
 
@@ -54,6 +58,25 @@ def test_an_impossible_value_is_refused_by_its_key(key: str, value: Any) -> None
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:3", "mps"])
 def test_known_devices_are_taken(device: str) -> None:
     parse_run_file(spec_with("profile.device", device))
+
+
+def test_processes_share_the_cpu_or_have_a_device_each() -> None:
+    parse_run_file({"data": "text", "profile": {"processes": 2, "device": "cuda"}})
+    with pytest.raises(SpecError, match=r"profile\.processes = 2 with profile\.device = 'cuda:1'"):
+        parse_run_file({"data": "text", "profile": {"processes": 2, "device": "cuda:1"}})
+
+
+@pytest.mark.parametrize("unlike", ["routers", "experts", "dense"])
+def test_processes_divide_every_batch_of_a_run(unlike: str) -> None:
+    batches = {section: {"batch_size": 16} for section in ("routers", "experts", "dense")}
+    profile = {"processes": 4}
+    parse_run_file({"data": "text", "profile": profile, **batches})
+    single = {"data": "text", "method": "single", "profile": profile}
+    parse_run_file({**single, "training": {"batch_size": 8}})
+    with pytest.raises(SpecError, match=r"profile\.processes = 4 with a batch of 2 rows"):
+        parse_run_file({"data": "text", "profile": profile, **batches, unlike: {"batch_size": 2}})
+    with pytest.raises(SpecError, match=r"profile\.processes = 4 with a batch of 6 rows"):
+        parse_run_file({**single, "training": {"batch_size": 6}})
 
 
 @pytest.mark.parametrize("section", ["routers", "experts"])
