@@ -25,4 +25,5 @@ def evaluate_plan(machine: Machine, run: RunId, now_ms: int) -> PlanAdvanced:
         stage=wanted.stage,
         outcome=wanted.outcome,
         serving_json=wanted.serving_json,
+        steering=wanted.steering,
     )

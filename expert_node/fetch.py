@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from expert_node.values import Lease, TrainLease
 from potluck.errors import DataError
-from potluck.ids import Digest, is_digest
+from potluck.ids import NO_DIGEST, Digest, is_digest
 from potluck.net.counters import Plane
 from potluck.recipe import Assigned, Clustered
 
@@ -58,6 +58,10 @@ def training_inputs(lease: TrainLease) -> dict[Digest, Plane]:
     wanted: dict[Digest, Plane] = {}
     if lease.head_step:
         wanted[lease.weights] = wanted[lease.optimizer] = "weights"
+    elif (origin := lease.recipe.origin) is not None:
+        wanted[origin.weights] = "weights"
+        if origin.optimizer != NO_DIGEST:
+            wanted[origin.optimizer] = "weights"
     for segment in _segments_to_do(lease):
         wanted[segment.data.tokens] = "corpus"
         if isinstance(segment.data, Assigned):

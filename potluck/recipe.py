@@ -164,6 +164,17 @@ def require_shares(batch_size: int, profile: Profile) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A checkpoint of another lineage that this one starts from."""
+
+    weights: Digest
+    optimizer: Digest
+    """`NO_DIGEST`: a fresh optimizer."""
+    step: int
+    """Steps of the schedule that lie behind: this lineage's step t uses the rate of step + t."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One model being trained. Its id is the digest of all this; equal recipes are one lineage."""
 
@@ -181,6 +192,12 @@ class Recipe:
     """Canonical JSON of the rule that makes the segments, digests of its inputs included."""
     commit_every: int
     """Steps between commits, segment ends aside."""
+    origin: Origin | None = added(None)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of this lineage: what its origin leaves of the schedule."""
+        return self.schedule.total_steps - (self.origin.step if self.origin is not None else 0)
 
     @cached_property
     def id(self) -> LineageId:

@@ -81,6 +81,14 @@ class RunAccepted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Steered:
+    """A change of a mixture was taken in: its number, and the step it is about."""
+
+    number: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Done:
     """The plain yes."""
 
@@ -103,6 +111,7 @@ Answer = (
     | TaskRefused
     | RenewAnswer
     | RunAccepted
+    | Steered
     | Done
     | Denied
 )

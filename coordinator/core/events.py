@@ -9,6 +9,7 @@ of them reveals a durable fact, such as a lapsed lease, the machine asks for tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from coordinator.core.values import (
     Figures,
@@ -16,6 +17,7 @@ from coordinator.core.values import (
     Outcome,
     Publication,
     ServingReport,
+    Steering,
     TaskWanted,
 )
 from potluck.ids import Digest, Fence, LineageId, NodeId, RunId, TaskId
@@ -75,6 +77,20 @@ class RunCancelled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureSteered:
+    """Somebody changed a run's mixture, or proposed a change."""
+
+    now_ms: int
+    unix_ms: int
+    request_id: str
+    run: RunId
+    kind: Literal["set", "proposal"]
+    mixture: Digest
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanAdvanced:
     """What a plan wants now, in full. Journalled, so that replay needs no plan code."""
 
@@ -88,6 +104,8 @@ class PlanAdvanced:
     outcome: Outcome
     serving_json: str = ""
     """What a router needs beside the published slots (tokenizer, prefix, router weights); empty until known."""
+    steering: Steering | None = None
+    """None where no mixture can be changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +183,7 @@ DurableEvent = (
     | PeerRevoked
     | RunSubmitted
     | RunCancelled
+    | MixtureSteered
     | PlanAdvanced
     | LeaseRequested
     | LeaseReturned

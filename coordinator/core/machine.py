@@ -22,6 +22,7 @@ from coordinator.core.events import (
     LeaseRenewed,
     LeaseRequested,
     LeaseReturned,
+    MixtureSteered,
     PeerEnrolled,
     PeerRevoked,
     PlanAdvanced,
@@ -48,7 +49,8 @@ from coordinator.core.runs import on_plan_advanced, on_run_cancelled, on_run_sub
 from coordinator.core.serving import refresh_serving
 from coordinator.core.settings import CoreSettings
 from coordinator.core.state import DurableState, EphemeralState, Lineage, State, Task
-from coordinator.core.values import CommittedStep, TaskResult
+from coordinator.core.steering import on_mixture_steered
+from coordinator.core.values import CommittedStep, SteeringEntry, TaskResult
 from coordinator.core.work import on_checkpoint_committed, on_task_completed
 from potluck.ids import LineageId, RunId, TaskId
 
@@ -121,6 +123,8 @@ class Machine:
                 return on_run_submitted(self.state, event)
             case RunCancelled():
                 return on_run_cancelled(self.state, event)
+            case MixtureSteered():
+                return on_mixture_steered(self.state, event)
             case PlanAdvanced():
                 return on_plan_advanced(self.state, event)
             case LeaseRequested():
@@ -193,10 +197,16 @@ class RunResults:
                 step=commit.end_step,
                 checkpoint=commit.checkpoint,
                 weights=commit.weights,
+                optimizer=commit.optimizer,
                 figures=commit.figures,
             )
             for commit in (found.commits if found is not None else ())
         }
+
+    def steering(self) -> tuple[SteeringEntry, ...]:
+        """Changes of the run's mixture from outside, oldest first."""
+        run = self._durable.runs.get(self._run)
+        return run.entries if run is not None else ()
 
     def is_settled(self, task: TaskId) -> bool:
         """Done, and kept for this run: a plan need not name it any more."""

@@ -81,6 +81,7 @@ def on_plan_advanced(state: State, event: PlanAdvanced) -> list[Effect]:
         _check_extension(state.durable.lineages.get(wanted.id), wanted)
     run.stage = event.stage
     run.plan_digest = plan_digest(event)
+    run.steering = event.steering
     _publish(run, event)
     match event.outcome:
         case Running():

@@ -22,6 +22,8 @@ from coordinator.core.values import (
     Publication,
     Running,
     ServingReport,
+    Steering,
+    SteeringEntry,
     TaskResult,
     TaskWanted,
 )
@@ -196,6 +198,11 @@ class Run:
     serving_json: str = ""
     view_version: int = 0
     """Counts changes of what is published."""
+    entries: tuple[SteeringEntry, ...] = ()
+    """Changes of its mixture, oldest first."""
+    steered_by: str = ""
+    """Request id of the last of them."""
+    steering: Steering | None = None
     ledger: tuple[LineageLedger, ...] = ()
     """Filled when it finishes."""
 

@@ -82,6 +82,39 @@ Outcome = Running | Finished | Failed
 
 
 @dataclass(frozen=True, kw_only=True)
+class SteeringEntry:
+    """A change of a run's mixture from outside, in the order they came."""
+
+    number: int
+    """1, 2, ...: the mixture version it makes, if it takes effect."""
+    kind: Literal["set", "proposal"]
+    mixture: Digest
+    step: int
+    """Of the whole training: where it takes effect, or where the gate's two forks begin."""
+    gate_steps: int
+    """Steps of each fork; 0 for what is set at once."""
+    origin: str
+    """person | target | traffic"""
+    reason: str
+    unix_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """What a plan says of a lineage whose mixture can change."""
+
+    to_step: int
+    """End of the last segment given out: the first step a change can hold from."""
+    total_steps: int
+    gate_steps: int
+    """Steps a fork would take at the gate."""
+    gate_open: bool
+    """Two forks are being compared: nothing else may change meanwhile."""
+    json: str
+    """For people and clients: partition, versions with their steps, proposals with their verdicts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServingReport:
     run: str
     slot: str
@@ -104,4 +137,5 @@ class CommittedStep:
     step: int
     checkpoint: Digest
     weights: Digest
+    optimizer: Digest
     figures: Figures

@@ -13,6 +13,8 @@ from coordinator.core.values import (
     Outcome,
     Publication,
     Running,
+    Steering,
+    SteeringEntry,
     TaskKind,
     TaskResult,
     TaskWanted,
@@ -51,6 +53,9 @@ class Results(Protocol):
     def commits(self, lineage: LineageId) -> Mapping[int, CommittedStep]:
         """The chain, by the step each link ends at, in order."""
 
+    def steering(self) -> tuple[SteeringEntry, ...]:
+        """Changes of the run's mixture from outside, oldest first."""
+
     def is_settled(self, task: TaskId) -> bool:
         """Done, and its result kept for this run: it need not be named any more."""
 
@@ -65,6 +70,7 @@ class Wanted:
     stage: str
     outcome: Outcome = field(default_factory=Running)
     serving_json: str = ""
+    steering: Steering | None = None
 
 
 class Wishes:
@@ -117,6 +123,7 @@ class Wishes:
         publish: tuple[Publication, ...] = (),
         outcome: Outcome | None = None,
         serving_json: str = "",
+        steering: Steering | None = None,
     ) -> Wanted:
         open_tasks = (task for task in self.tasks.values() if not self.results.is_settled(task.id))
         return Wanted(
@@ -126,4 +133,5 @@ class Wishes:
             stage=stage,
             outcome=outcome or Running(),
             serving_json=serving_json,
+            steering=steering,
         )

@@ -12,7 +12,7 @@ from potluck.ids import canonical_json
 from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
 from potluck.lm.memory import predict_training_bytes
-from potluck.recipe import Recipe, Schedule, Segment, commit_interval
+from potluck.recipe import Origin, Recipe, Schedule, Segment, commit_interval
 from potluck.specs.sections import CommonSpec
 
 FIRST_RANK = 0
@@ -33,7 +33,7 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.schedule.total_steps
+        return self.recipe.num_steps
 
     def wanted(self, segments: tuple[Segment, ...]) -> LineageWanted:
         return LineageWanted(
@@ -66,6 +66,7 @@ def make_training(
     rule: str,
     label: str,
     rank: int,
+    origin: Origin | None = None,
 ) -> Training:
     """The lineage of a model under the run's optimizer and profile.
 
@@ -90,6 +91,7 @@ def make_training(
             total_steps=schedule.total_steps,
             bytes_per_token=spec.bytes_per_token,
         ),
+        origin=origin,
     )
     return Training(
         recipe=recipe,

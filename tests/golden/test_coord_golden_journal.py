@@ -2,7 +2,8 @@
 
 `coord_journal_v1.jsonl` is a short life of a coordinator with every durable event in it: two nodes, a task
 that two nodes computed differently, a lineage moved between nodes over a lapse and a restart, a run that
-finished, one that was cancelled, one that failed.
+finished, one that was cancelled, one that failed. `coord_journal_v2.jsonl` has a run whose mixture was set once
+and proposed once.
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ from potluck.clock import ManualClock
 from potluck.ids import RunId
 
 GOLDEN = Path(__file__).with_name("coord_journal_v1.jsonl")
+STEERED = Path(__file__).with_name("coord_journal_v2.jsonl")
 FIRST, SECOND, THIRD = (RunId(letter * 64) for letter in "rst")
 
 
-def rows() -> list[str]:
-    return GOLDEN.read_text(encoding="utf-8").splitlines()
+def rows(file: Path = GOLDEN) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
 
 
-def replayed() -> State:
+def replayed(file: Path = GOLDEN) -> State:
     machine = Machine()
-    for row in rows():
+    for row in rows(file):
         machine.handle(decode_event(row))
     return machine.state
 
 
-def test_the_golden_journal_has_every_durable_event() -> None:
-    kinds = {json.loads(row)["type"] for row in rows()}
+def test_the_golden_journals_have_every_durable_event() -> None:
+    kinds = {json.loads(row)["type"] for row in [*rows(), *rows(STEERED)]}
     assert kinds == {kind.__name__ for kind in typing.get_args(DurableEvent)}
 
 
@@ -63,6 +65,12 @@ def test_peers_and_fences_go_on_from_where_they_were() -> None:
     assert [peer.node for peer in durable.peers.values() if not peer.revoked] == ["a1-admin", "n3-attic"]
     assert durable.is_revoked(next(node for node in durable.peers if node == "n2-lab"))
     assert durable.next_fence == 6
+
+
+def test_changes_of_a_mixture_hold_from_where_they_held_then() -> None:
+    (run,) = replayed(STEERED).durable.runs.values()
+    told = [(entry.number, entry.kind, entry.step, entry.gate_steps, entry.origin) for entry in run.entries]
+    assert told == [(1, "set", 20, 0, "person"), (2, "proposal", 30, 10, "traffic")]
 
 
 def test_the_file_on_disk_and_the_rows_alone_give_the_same_state(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(arguments)
     if origin is not None and issubclass(origin, Mapping):
         return st.dictionaries(TEXT, JSON, max_size=3)
+    if hint is type(None):
+        return st.none()
     plain = getattr(hint, "__supertype__", hint)
     return {int: st.integers(-(2**63), 2**63), str: TEXT, float: NUMBER, bool: st.booleans()}[plain]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.core.values import CommittedStep, Finished, LineageWanted, TaskResult, TaskWanted
+from coordinator.core.values import CommittedStep, Finished, LineageWanted, SteeringEntry, TaskResult, TaskWanted
 from coordinator.plans import registry
 from coordinator.plans.base import Wanted
 from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId
@@ -53,6 +53,9 @@ class _Fold:
     def commits(self, lineage: LineageId) -> Mapping[int, CommittedStep]:
         return self._steps.get(lineage, {})
 
+    def steering(self) -> tuple[SteeringEntry, ...]:
+        return ()
+
     def is_settled(self, task: TaskId) -> bool:
         return task in self._done
 
@@ -89,7 +92,9 @@ class _Fold:
         end = next_commit(step=start, commit_every=wanted.commit_every, segments=segments)
         salt = self._salts.get(Digest(f"{wanted.id}{parent}"), "")
         made = fake.checkpoint(wanted.id, parent, segments, start, end, salt)
-        steps[end] = CommittedStep(step=end, checkpoint=made.child, weights=made.weights, figures=made.figures)
+        steps[end] = CommittedStep(
+            step=end, checkpoint=made.child, weights=made.weights, optimizer=made.optimizer, figures=made.figures
+        )
         chain.append(Link(start_step=start, end_step=end, parent=parent, child=made.child))
 
 

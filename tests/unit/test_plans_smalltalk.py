@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.core.values import CommittedStep, Failed, Finished, LineageWanted, TaskResult, TaskWanted
+from coordinator.core.values import (
+    CommittedStep,
+    Failed,
+    Finished,
+    LineageWanted,
+    SteeringEntry,
+    TaskResult,
+    TaskWanted,
+)
 from coordinator.plans import registry
 from coordinator.plans.base import CorpusFacts, Wanted
 from coordinator.plans.smalltalk_sizes import Cell, Sizes
@@ -68,6 +76,9 @@ class Fold:
 
     def commits(self, lineage: LineageId) -> Mapping[int, CommittedStep]:
         return self.chains.get(lineage, {})
+
+    def steering(self) -> tuple[SteeringEntry, ...]:
+        return ()
 
     def is_settled(self, task: TaskId) -> bool:
         return task in self.done
@@ -134,7 +145,9 @@ class Fold:
         parent = chain[head].checkpoint if chain else NO_DIGEST
         checkpoint = digest_json([wanted.id, step, parent])
         weights = digest_json(["weights", checkpoint])
-        chain[step] = CommittedStep(step=step, checkpoint=checkpoint, weights=weights, figures={"loss": 3.0})
+        chain[step] = CommittedStep(
+            step=step, checkpoint=checkpoint, weights=weights, optimizer=weights, figures={"loss": 3.0}
+        )
 
 
 def labels(fold: Fold) -> list[str]:
