@@ -141,11 +141,12 @@ class Cluster:
         command = ["coordinator", "--home", str(self.home), "--host", "127.0.0.1", "--port", "0", *arguments]
         return self._start("coordinator", command, self.home, environment)
 
-    def start_node(self, name: str, **environment: str) -> Daemon:
+    def start_node(self, name: str, *arguments: str, **environment: str) -> Daemon:
         """Starts a node that joins, or one of this name that comes back; returns once it was welcomed."""
         home = self.folder / name
         join = [] if (home / "identity").exists() else ["--join", self.invite("node")]
-        return self._start(name, ["expert_node", "--home", str(home), "--name", name, *join], home, environment)
+        command = ["expert_node", "--home", str(home), "--name", name, *join, *arguments]
+        return self._start(name, command, home, environment)
 
     def start_router(self, name: str, *arguments: str, **environment: str) -> Daemon:
         """Starts a router on a free port; its ready line holds the port."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
+from pathlib import Path
 
 from coordinator import wire, wire_admin
 from coordinator.core import queries
@@ -19,7 +22,12 @@ from coordinator.core.events import (
 from coordinator.core.machine import Machine
 from coordinator.core.state import durable_digest
 from coordinator.core.values import LineageWanted, Running
+from coordinator.journal import MemoryJournal
+from coordinator.recording import Recording
+from coordinator.runtime import Runtime
+from potluck.clock import ManualClock
 from potluck.ids import Fence, LineageId, NodeId, RunId
+from potluck.metrics_sinks import JsonlSink, Recorder
 from potluck.v1 import admin_pb2, node_pb2
 
 RUN, NODE = RunId("run-1"), NodeId("node-a")
@@ -47,6 +55,12 @@ LIVE = {
 }
 
 
+def the_plan(machine: Machine, run: RunId, now_ms: int) -> PlanAdvanced:
+    return PlanAdvanced(
+        now_ms=now_ms, run=run, lineages=(LINEAGE,), tasks=(), publish=(), stage="experts", outcome=Running()
+    )
+
+
 def training() -> tuple[Machine, Fence]:
     """A node that holds a lease on the lineage of a run."""
     machine = Machine()
@@ -56,7 +70,7 @@ def training() -> tuple[Machine, Fence]:
         RunSubmitted(
             now_ms=0, unix_ms=0, request_id="r", run=RUN, spec_json="{}", corpus_json="{}", name="x", priority=0
         ),
-        PlanAdvanced(now_ms=0, run=RUN, lineages=(LINEAGE,), tasks=(), publish=(), stage="experts", outcome=Running()),
+        the_plan(machine, RUN, 0),
         SessionOpened(now_ms=0, node=NODE, role="node", boot_id="b", **node),  # type: ignore[arg-type]
     ]
     for event in before:
@@ -115,3 +129,33 @@ def test_a_lineage_that_nobody_wants_has_no_label() -> None:
     machine, _ = training()
     assert queries.label_of_lineage(machine.state, LINEAGE.id) == "expert 0"
     assert queries.label_of_lineage(machine.state, LineageId("f" * 64)) == ""
+
+
+def test_no_number_of_heartbeats_adds_a_row_to_the_journal(tmp_path: Path) -> None:
+    asyncio.run(heartbeats_through_a_runtime(tmp_path))
+    (path,) = tmp_path.glob("*.jsonl")
+    steps = [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert steps == list(range(1, 51))
+
+
+async def heartbeats_through_a_runtime(folder: Path) -> None:
+    """Fifty steps, each told by two heartbeats, past a machine that journals."""
+    machine, fence = training()
+    journal, recorder = MemoryJournal(), Recorder([JsonlSink(folder)])
+    runtime = Runtime(
+        machine=machine, journal=journal, clock=ManualClock(), evaluate=the_plan, deliver=lambda push: None
+    )
+    running = asyncio.create_task(runtime.run("boot"))
+    await runtime.read(lambda state: None)
+    rows = list(journal.read_all())
+    recording = Recording(recorder, runtime)
+    for step in range(1, 51):
+        beat = node_pb2.Heartbeat(fence=fence, activity="training", step=step, **LIVE)
+        for _ in range(2):
+            event = wire.heartbeat_received(beat, NODE, runtime.now_ms())
+            await runtime.tell(event)
+            await recording.heartbeat(event)
+    assert list(journal.read_all()) == rows
+    running.cancel()
+    await asyncio.wait((running,))
+    await asyncio.to_thread(recording.close)
