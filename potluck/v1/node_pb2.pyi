@@ -481,6 +481,7 @@ class UpItem(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     SERVING_FIELD_NUMBER: builtins.int
     BYE_FIELD_NUMBER: builtins.int
+    TRAFFIC_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___SessionHello: ...
     @property
@@ -489,6 +490,10 @@ class UpItem(google.protobuf.message.Message):
     def serving(self) -> Global___ServingState: ...
     @property
     def bye(self) -> Global___Bye: ...
+    @property
+    def traffic(self) -> Global___Traffic:
+        """routers that count, at most once a second, when something was counted"""
+
     def __init__(
         self,
         *,
@@ -496,10 +501,11 @@ class UpItem(google.protobuf.message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         serving: Global___ServingState | None = ...,
         bye: Global___Bye | None = ...,
+        traffic: Global___Traffic | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["bye", b"bye", "heartbeat", b"heartbeat", "hello", b"hello", "item", b"item", "serving", b"serving"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bye", b"bye", "heartbeat", b"heartbeat", "hello", b"hello", "item", b"item", "serving", b"serving"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["hello", "heartbeat", "serving", "bye"] | None: ...
+    def HasField(self, field_name: typing.Literal["bye", b"bye", "heartbeat", b"heartbeat", "hello", b"hello", "item", b"item", "serving", b"serving", "traffic", b"traffic"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bye", b"bye", "heartbeat", b"heartbeat", "hello", b"hello", "item", b"item", "serving", b"serving", "traffic", b"traffic"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["hello", "heartbeat", "serving", "bye", "traffic"] | None: ...
 
 Global___UpItem: typing_extensions.TypeAlias = UpItem
 
@@ -645,6 +651,43 @@ class Bye(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
 
 Global___Bye: typing_extensions.TypeAlias = Bye
+
+@typing.final
+class Traffic(google.protobuf.message.Message):
+    """Requests by domain of a run's partition since the last such message: counts, and nothing of the text."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class RequestsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    RUN_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    run: builtins.str
+    @property
+    def requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        run: builtins.str = ...,
+        requests: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["requests", b"requests", "run", b"run"]) -> None: ...
+
+Global___Traffic: typing_extensions.TypeAlias = Traffic
 
 @typing.final
 class SessionDown(google.protobuf.message.Message):
