@@ -52,7 +52,7 @@ def fit_histogram(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `histogram`: labels of one target's train windows, or of several, into a mixture.
 
     Inputs: `labels` (labels manifest of the corpus), `target-NNN` (uint32 [windows]); for `unplaced`
-    also `distance-NNN` (float [windows]) and `corpus_distances` (float [train rows]).
+    also `distance-NNN` (float [windows]) and `corpus_distances` (float [train rows]) or parts of it.
     Parameters: `planned_tokens`; `target_weights` (else all alike); `smoothing`, windows added to every
     domain that has rows (Laplace), 0 if not given.
 
@@ -62,9 +62,8 @@ def fit_histogram(call: TaskCall) -> TaskOutput:
     """
     params = call.params
     labels = parse_labels(call.json("labels"))
-    threshold = None
-    if "corpus_distances" in call.inputs:
-        threshold = distance_threshold(load_array(call.path("corpus_distances")))
+    corpus = [load_array(call.path(name)) for name in sorted(call.inputs) if name.startswith("corpus_distances")]
+    threshold = distance_threshold(np.concatenate(corpus)) if corpus else None
     targets = [_target(call, number, len(labels.domains), threshold) for number in call.numbered("target")]
     shares = [float(share) for share in params.get("target_weights") or [1.0] * len(targets)]
     mixture, figures = histogram(

@@ -71,8 +71,8 @@ def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
 def collect_labels(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `labels`: the labels of all parts, in the order of the tokens manifest's train parts.
 
-    Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON with `domains`), and
-    perhaps `excluded` (uint8 or bool [train rows], rows to leave out).
+    Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON whose `domains`
+    are in the order of the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out).
 
     Raises:
         DataError: ``data.bad-labels``, lengths or labels do not fit.

@@ -108,7 +108,8 @@ def test_the_histogram_task_writes_what_the_function_says(bench: Bench) -> None:
         "target-001": bench.add(second),
         "distance-000": bench.add(distances[0]),
         "distance-001": bench.add(distances[1]),
-        "corpus_distances": bench.add(near),
+        "corpus_distances-00000": bench.add(near[:20]),
+        "corpus_distances-00001": bench.add(near[20:]),
     }
     done = bench.output("fit", params, inputs)
     threshold = distance_threshold(near)
