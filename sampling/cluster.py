@@ -62,25 +62,31 @@ def fit_clusters(call: TaskCall) -> TaskOutput:
 
 
 def assign_partition(call: TaskCall) -> TaskOutput:
-    """Task `assign`, rule `partition`: the domain of each vector of a part, uint32 [count]."""
+    """Task `assign`, rule `partition`: the domain of each vector of a part, uint32 [count].
+
+    With `distances` also its squared distance to the domain's centroid, float32 [count].
+    """
     tree = Tree.load(call.path("tree"))
     vectors = Vectors.of(call)
     labels = np.empty(len(vectors), dtype=np.uint32)
-    squared = 0.0
+    squared = np.empty(len(vectors), dtype=np.float32)
     for begin, domains, distances in assign_blocks(tree, vectors):
         labels[begin : begin + len(domains)] = domains
-        squared += float(distances.sum(dtype=np.float64))
+        squared[begin : begin + len(domains)] = distances
         call.progress((begin + len(domains)) / len(vectors))
     counts = np.bincount(labels, minlength=len(tree.leaves))
     figures: dict[str, Json] = {
         "vectors": len(vectors),
         "domains": len(tree.leaves),
         "domains_met": int((counts > 0).sum()),
-        "mean_squared_distance": squared / max(1, len(vectors)),
+        "mean_squared_distance": float(squared.sum(dtype=np.float64)) / max(1, len(vectors)),
     }
     if len(counts) <= MAX_COUNTS:
         figures["counts"] = counts.tolist()
-    return TaskOutput(files={"labels": call.write_array("labels", labels)}, figures=figures)
+    files = {"labels": call.write_array("labels", labels)}
+    if call.params.get("distances"):
+        files["distances"] = call.write_array("distances", squared)
+    return TaskOutput(files=files, figures=figures)
 
 
 def assign_balanced(call: TaskCall) -> TaskOutput:

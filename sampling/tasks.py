@@ -12,7 +12,7 @@ import numpy as np
 
 from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
-from sampling import cluster, compare, contest, embed, scoring, tokens
+from sampling import cards, cluster, compare, contest, embed, partition, scoring, tokens
 from sampling.assign import balanced_assignment
 from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
@@ -83,9 +83,11 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("assign", "sorted_greedy"): assign,
     ("assign", "partition"): cluster.assign_partition,
     ("assign", "balanced_clusters"): cluster.assign_balanced,
+    ("assign", "sources"): partition.assign_sources,
     ("eval", "nll"): scoring.eval_nll,
     ("eval", "probe"): scoring.eval_probe,
     ("eval", "purity"): scoring.eval_purity,
+    ("eval", "cards"): cards.eval_cards,
     ("eval", "compare"): compare.eval_compare,
     ("eval", "contest"): contest.eval_contest,
     ("eval", "gate"): eval_gate,
