@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EXPERT = "expert-"
 DENSE = "dense"
+SINGLE = "single"
 
 
 def card_of(home: Home, info: admin_pb2.RunInfo, slot: admin_pb2.PublishedSlot) -> ModelCard:
@@ -64,15 +65,19 @@ def described(spec: Mapping[str, Any], slot: str) -> str:
             "The dense twin of a SmallTalk mixture (arXiv 2410.03529): one model of an expert's size, trained on "
             "unsorted text for the FLOPs of the whole mixture."
         )
+    if spec.get("method") == SINGLE:
+        return "One model, trained on the whole corpus in one stream."
     return f"The model published as {slot} by a run of the method {spec.get('method', 'unknown')}."
 
 
 def tokens_trained(spec: Mapping[str, Any], science: Mapping[str, Any], slot: str, step: int) -> int | None:
     """Targets of the first `step` steps: by the report's facts, else by the spec if it fixes the batch size."""
-    side = "experts" if slot.startswith(EXPERT) else slot
-    tokens, trained, steps = (_number(science, "facts", side, name) for name in ("tokens", "trained", "steps"))
-    if tokens and trained and steps:
-        return step * tokens // (trained * steps)
+    single = spec.get("method") == SINGLE
+    side = "training" if single else "experts" if slot.startswith(EXPERT) else slot
+    facts = science.get("facts", {}) if single else science.get("facts", {}).get(side)
+    tokens, steps = _number(facts, "tokens"), _number(facts, "steps")
+    if tokens and steps:
+        return step * tokens // (steps * (_number(facts, "trained") or 1))
     batch_size, targets = _number(spec, side, "batch_size"), _number(spec, "text", "sequence_length")
     is_searched = spec.get("search", {}).get("mode") == "grid"
     return None if is_searched or not batch_size or not targets else step * batch_size * targets
@@ -90,21 +95,19 @@ def routed_shares(science: Mapping[str, Any], slot: str) -> tuple[RoutedShare, .
 
 
 def held_out(science: Mapping[str, Any], slot: str) -> HeldOut | None:
-    """On all test rows for the dense twin, on those routed to it for an expert."""
-    expert = _expert(slot)
+    """On those test rows that are routed to it for an expert, on all for a model that stands alone."""
+    expert, models = _expert(slot), science.get("models", {})
+    rows, on = _number(science, "rows"), "all test rows"
     if expert is not None and "by_expert" in science:
-        part, on = science["by_expert"][expert], "the test rows that the routers send to it"
-        levels = part["mixture"]
-    elif slot == DENSE:
-        part, on = science, "all test rows"
-        levels = part.get("dense")
+        levels, rows = science["by_expert"][expert]["mixture"], science["by_expert"][expert]["rows"]
+        on = "the test rows that the routers send to it"
+    elif slot in models:
+        levels, on = {"nll_all": models[slot]["nll"], "nll_suffix": None}, f"all {science['split']} rows"
     else:
-        return None
+        levels = science.get(slot) if slot == DENSE else None
     if levels is None:
         return None
-    return HeldOut(
-        on=on, rows=part["rows"], nll_all=_finite(levels["nll_all"]), nll_suffix=_finite(levels["nll_suffix"])
-    )
+    return HeldOut(on=on, rows=rows, nll_all=_finite(levels["nll_all"]), nll_suffix=_finite(levels["nll_suffix"]))
 
 
 def _fetched(home: Home, digest: str, plane: Plane) -> dict[str, Any]:

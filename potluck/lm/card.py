@@ -142,13 +142,15 @@ def _origin(card: ModelCard, config: ModelConfig) -> Iterator[list[str]]:
 
 
 def _held_out(held_out: HeldOut) -> str:
-    def shown(nll: float | None) -> str:
-        return "no figure" if nll is None else f"{nll:.4f}"
-
-    return (
-        f"On {held_out.on} ({held_out.rows:,} rows), nats per target token: {shown(held_out.nll_all)} over all "
-        f"targets, {shown(held_out.nll_suffix)} over those after the prefix that routing saw."
-    )
+    levels = [
+        f"{nll:.4f} over {what}"
+        for nll, what in (
+            (held_out.nll_all, "all targets"),
+            (held_out.nll_suffix, "those after the prefix that routing saw"),
+        )
+        if nll is not None
+    ]
+    return f"On {held_out.on} ({held_out.rows:,}), nats per target token: {', '.join(levels) or 'no figure'}."
 
 
 def _text(sources: Sequence[TextSource]) -> str:

@@ -135,7 +135,7 @@ def test_an_exports_card_tells_of_tokens_text_routing_and_held_out_loss(world: W
     assert f"| {steps * spec['experts']['batch_size'] * 32:,} |" in expert
     assert f"| {science['facts']['dense']['tokens']:,} |" in dense
     rows = sum(science["routing"]["table"][0])
-    assert f"the routers send to it ({rows:,} rows)" in expert
+    assert f"the routers send to it ({rows:,})" in expert
     assert "## Mixture" in expert
     assert "## Mixture" not in dense
     assert f"{science['dense']['nll_suffix']:.4f} over those after the prefix" in dense

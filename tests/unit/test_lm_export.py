@@ -183,7 +183,7 @@ def test_an_exports_card_says_where_the_model_and_its_text_come_from() -> None:
         "12,345",
         "| wiki\\|de | 12 | 3,456 | CC-BY-SA-4.0, unknown |",
         "| code | 3 | 4 | 75% |",
-        "2.5000 over all targets, no figure over those after the prefix",
+        "On test rows routed here (9), nats per target token: 2.5000 over all targets.",
         "Potluck 0.1.0",
     ):
         assert words in body, words
