@@ -123,11 +123,15 @@ class Recorder:
     def _run(self) -> None:
         while (sample := self._waiting.get()) is not None:
             for sink in list(self._sinks):
+                name = type(sink).__name__
                 try:
                     sink.write(sample)
+                except OSError as error:
+                    self._sinks.remove(sink)
+                    log.fact("metrics-stopped", error_id=STOPPED_ID, sink=name, reason=error)
                 except Exception as error:  # The thread's boundary: whatever it was, training must not notice.
                     self._sinks.remove(sink)
-                    log.failure("metrics-stopped", error, error_id=STOPPED_ID, sink=type(sink).__name__)
+                    log.failure("metrics-stopped", error, error_id=STOPPED_ID, sink=name)
 
 
 def open_recorder(folder: Path | None, *, tensorboard: bool) -> Recorder | None:

@@ -40,7 +40,24 @@ class Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     folder = tmp_path_factory.mktemp("metrics")
     hub, node = folder / "hub-metrics", folder / "node-metrics"
+    with Cluster(folder / "cluster") as cluster:
+        cluster.start_coordinator("--metrics", str(hub), "--tensorboard")
+        cluster.start_node("attic", "--metrics", str(node), "--tensorboard")
+        run = start_training(cluster, folder)
+        live = wait_measured(cluster, run, beyond=0)
+        with cluster.client() as client:
+            ledger = client.get_ledger(run)
+        home = cluster.home
+    journal = SqliteJournal(home / "journal.db")
+    rows = [json.loads(row) for row in journal.read_all()]
+    journal.close()
+    committed = [(r.start_step, r.end_step) for line in ledger.lineages for r in line.ranges]
+    return Seen(live=live, hub=hub, node=node, journal=rows, committed=committed)
+
+
+def start_training(cluster: Cluster, folder: Path) -> str:
     corpus = small_corpus(folder)
+    cluster.put_corpus(corpus.files)
     spec = SingleSpec(
         method="single",
         corpus=corpus.digest,
@@ -49,25 +66,22 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         training=TrainingSpec(steps=STEPS, batch_size=BATCH),
         bytes_per_token=1e6,  # commits as often as can be: 32 times
     )
-    with Cluster(folder / "cluster") as cluster:
-        cluster.start_coordinator("--metrics", str(hub), "--tensorboard")
-        cluster.put_corpus(corpus.files)
-        cluster.start_node("attic", "--metrics", str(node), "--tensorboard")
-        run = cluster.start_run(spec)
-        info = cluster.wait_until(run, lambda info: any(is_measured(line) for line in info.lineages))
-        with cluster.client() as client:
-            ledger = client.get_ledger(run)
-        home = cluster.home
-    (live,) = [line for line in info.lineages if is_measured(line)]
-    journal = SqliteJournal(home / "journal.db")
-    rows = [json.loads(row) for row in journal.read_all()]
-    journal.close()
-    committed = [(r.start_step, r.end_step) for line in ledger.lineages for r in line.ranges]
-    return Seen(live=live, hub=hub, node=node, journal=rows, committed=committed)
+    return cluster.start_run(spec)
 
 
-def is_measured(line: admin_pb2.LineageInfo) -> bool:
-    return line.live_step > line.head_step > 0 and line.grad_norm > 0
+def wait_measured(cluster: Cluster, run: str, *, beyond: int) -> admin_pb2.LineageInfo:
+    """The lineage once two heartbeats told of its training, the last between two commits and after `beyond`."""
+    told: set[int] = set()
+
+    def is_measured(info: admin_pb2.RunInfo) -> bool:
+        for line in info.lineages:
+            if line.grad_norm and line.live_step > line.head_step:
+                told.add(line.live_step)
+                return len(told) > 1 and line.head_step > 0 and line.live_step > beyond
+        return False
+
+    (line,) = cluster.wait_until(run, is_measured).lineages
+    return line
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -130,3 +144,25 @@ def test_no_metric_is_in_the_journal(seen: Seen) -> None:
     assert seen.committed
     assert [(row["start_step"], row["end_step"]) for row in commits[: len(seen.committed)]] == seen.committed
     assert not any(name in row for row in seen.journal for name in ("grad_norm", "mfu", "flops_per_second"))
+
+
+def test_a_node_that_was_killed_goes_on_in_the_same_files(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kept = tmp_path / "kept"
+    arguments = ("--metrics", str(kept), "--tensorboard")
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.start_coordinator()
+        node = cluster.start_node("attic", *arguments)
+        run = start_training(cluster, tmp_path)
+        before = wait_measured(cluster, run, beyond=0).live_step
+        node.kill()
+        cluster.start_node("attic", *arguments)
+        wait_measured(cluster, run, beyond=before)
+    steps = [line["step"] for line in lines_of(kept) if line["kind"] == "progress"]
+    assert min(steps) < before < max(steps)
+    (events,) = (kept / "tensorboard").iterdir()
+    assert len(list(events.iterdir())) == 2
+    shown = [s.step for s in EventAccumulator(str(events), {"scalars": 0}).Reload().Scalars("loss")]
+    assert shown == sorted(set(shown))
+    assert shown[-1] == max(steps)
