@@ -197,6 +197,20 @@ def test_draws_do_not_depend_on_segments_batches_or_blocks(
     assert corpus.read(corpus.data(mixture, mode=mode, start=150), steps=(0, 5), batch=10) == whole[150:]
 
 
+@pytest.mark.parametrize("key", [0, 9, 10, 2**40])
+@pytest.mark.parametrize("weights", [WEIGHTS, {"ash": 5.0, "birch": 0.1, "cedar": 0.0, "elm": 0.0, "fir": 1.0}])
+def test_rows_are_read_in_the_mixtures_proportions_by_both_ways(
+    corpus: Corpus, key: int, weights: dict[str, float]
+) -> None:
+    mixture, wanted = corpus.mixture(weights), np.array(list(weights.values())) / sum(weights.values())
+    drawn = draw_rows(corpus.data(mixture, key=key), 20_000, corpus.blobs)
+    assert is_likely(np.bincount(corpus.array[drawn.rows], minlength=len(SIZES)), wanted)
+    even = draw_rows(corpus.data(mixture, key=key, mode="importance"), 20_000, corpus.blobs)
+    assert even.weights is not None
+    weighted = np.bincount(corpus.array[even.rows], weights=even.weights, minlength=len(SIZES)) / 20_000
+    assert np.allclose(weighted, wanted, atol=0.005)  # 20,000 rows are 333 passes and a third
+
+
 def test_another_key_reads_other_rows(corpus: Corpus) -> None:
     mixture = corpus.mixture(WEIGHTS)
     one, other = (corpus.read(corpus.data(mixture, key=key), steps=(0, 20), batch=5) for key in (1, 2))
