@@ -2,12 +2,13 @@
 
 A shingle is a run of 13 tokens within one document. A row is marked when at least half of its shingles
 occur in the target's test split: containment (Broder, 1997) by exact hashes, so no pair of texts is
-compared. Memory is 8 bytes a test token; the corpus is read once, block by block.
+compared. Memory is some 24 bytes a test token; the corpus is read once, block by block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,32 @@ CONTAINMENT = 0.5
 BLOCK_TOKENS = 1 << 19
 """Tokens whose shingles are held at once: some 20 bytes each."""
 _BASE = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shingles:
+    """A set of shingles."""
+
+    hashes: np.ndarray
+    """uint64, sorted, distinct."""
+    heads: np.ndarray
+    """bool [2^k]: whether any hash begins with these k bits. Most shingles of a corpus are refused by it alone."""
+
+    @staticmethod
+    def of(hashes: np.ndarray) -> Shingles:
+        distinct = np.unique(hashes)
+        heads = np.zeros(1 << (8 * len(distinct) + 1).bit_length(), dtype=bool)
+        heads[_heads(distinct, len(heads))] = True
+        return Shingles(hashes=distinct, heads=heads)
+
+    def has(self, hashes: np.ndarray) -> np.ndarray:
+        """bool, of the shape of `hashes`."""
+        found: np.ndarray = self.heads[_heads(hashes, len(self.heads))]
+        likely = hashes[found]
+        if likely.size:
+            at = np.minimum(np.searchsorted(self.hashes, likely), len(self.hashes) - 1)
+            found[found] = self.hashes[at] == likely
+        return found
 
 
 def fit_near_duplicates(call: TaskCall) -> TaskOutput:
@@ -72,36 +99,26 @@ def fit_near_duplicates(call: TaskCall) -> TaskOutput:
             "by_source": by_source,
             "shingle": shingle,
             "containment": containment,
-            "target_shingles": len(known),
+            "target_shingles": len(known.hashes),
         },
     )
 
 
-def target_shingles(rows: TokenRows, shingle: int) -> np.ndarray:
-    """uint64, sorted and distinct: the shingles of all rows; padding is no text."""
+def target_shingles(rows: TokenRows, shingle: int) -> Shingles:
+    """The shingles of all rows; padding is no text."""
     parts = []
     for chosen in _blocks(rows):
         hashes, whole = shingle_hashes(rows.take(chosen), shingle)
         ends = np.arange(shingle - 1, rows.sequence_length + 1)
         real = ends[None, :] <= rows.meta(chosen)[:, META_TARGETS, None]
         parts.append(np.unique(hashes[whole & real]))
-    return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *parts]))
+    return Shingles.of(np.concatenate([np.empty(0, dtype=np.uint64), *parts]))
 
 
-def contained(rows: np.ndarray, known: np.ndarray, shingle: int) -> np.ndarray:
-    """float64 [n]: the share of each row's shingles that are known; 0 for a row that has none.
-
-    Args:
-        rows: uint16 [n, S+1].
-        known: uint64, sorted.
-        shingle: tokens.
-    """
+def contained(rows: np.ndarray, known: Shingles, shingle: int) -> np.ndarray:
+    """float64 [n]: the share of the shingles of rows uint16 [n, S+1] that are known; 0 for a row without any."""
     hashes, whole = shingle_hashes(rows, shingle)
-    found = np.zeros(hashes.shape, dtype=bool)
-    if len(known):
-        at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        found = (known[at] == hashes) & whole
-    share: np.ndarray = found.sum(axis=1) / np.maximum(1, whole.sum(axis=1))
+    share: np.ndarray = (known.has(hashes) & whole).sum(axis=1) / np.maximum(1, whole.sum(axis=1))
     return share
 
 
@@ -121,6 +138,10 @@ def shingle_hashes(rows: np.ndarray, shingle: int) -> tuple[np.ndarray, np.ndarr
         hashes = hashes * np.uint64(_BASE) + token.astype(np.uint64) + np.uint64(1)
         whole &= token != EOD_ID
     return mix(hashes), whole
+
+
+def _heads(hashes: np.ndarray, count: int) -> np.ndarray:
+    return hashes >> np.uint64(65 - count.bit_length())
 
 
 def _blocks(rows: TokenRows) -> Iterator[np.ndarray]:

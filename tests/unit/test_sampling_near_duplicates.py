@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling.near_duplicates import contained, shingle_hashes
+from sampling.near_duplicates import Shingles, contained, shingle_hashes
 
 EOD = 0
 
@@ -31,7 +31,7 @@ def shingles(row: list[int], size: int) -> list[tuple[int, ...]]:
 def test_containment_is_the_share_of_a_rows_shingles_that_the_others_have(rows: list[list[int]], size: int) -> None:
     test, train = np.array(rows[:1], dtype=np.uint16), np.array(rows[1:], dtype=np.uint16)
     hashes, whole = shingle_hashes(test, size)
-    found = contained(train, np.unique(hashes[whole]), size)
+    found = contained(train, Shingles.of(hashes[whole]), size)
     known = set(shingles(rows[0], size))
     for share, row in zip(found, rows[1:], strict=True):
         mine = shingles(row, size)
@@ -50,8 +50,18 @@ def test_text_that_is_shifted_by_some_tokens_is_still_found() -> None:
     rng = np.random.default_rng(1)
     test = text(rng, 1, 129)
     hashes, whole = shingle_hashes(test, 13)
-    known = np.unique(hashes[whole])
+    known = Shingles.of(hashes[whole])
     shifted = np.concatenate([text(rng, 1, 40), test[:, :89]], axis=1)
     assert contained(shifted, known, 13)[0] == pytest.approx((89 - 12) / 117)
     assert contained(text(rng, 1, 129), known, 13)[0] == 0
-    assert contained(shifted, known[:0], 13)[0] == 0
+    assert contained(shifted, Shingles.of(np.empty(0, dtype=np.uint64)), 13)[0] == 0
+
+
+@given(
+    inside=st.lists(st.integers(0, 2**64 - 1), max_size=30),
+    asked=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30),
+)
+def test_a_set_of_shingles_has_what_is_in_it_and_nothing_else(inside: list[int], asked: list[int]) -> None:
+    shingles = Shingles.of(np.array(inside, dtype=np.uint64))
+    every = inside + asked + [each ^ 1 for each in inside]
+    assert shingles.has(np.array(every, dtype=np.uint64)).tolist() == [each in set(inside) for each in every]
