@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import pytest
 
 from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
 from potluck.lm.peak import peak_flops_per_second, training_speed
-from potluck.lm.train import apply_profile
+from potluck.lm.train import Trainer, apply_profile
 from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule
 
 RECIPE = Recipe(
@@ -49,3 +52,13 @@ def test_flops_a_second_are_the_recipes_flops_a_row_times_rows_a_second() -> Non
 
 def test_without_a_peak_the_utilisation_is_not_known() -> None:
     assert training_speed(RECIPE, 100.0, peak=0.0)["mfu"] == 0.0
+
+
+def test_a_training_uses_a_part_of_the_peak() -> None:
+    trainer = Trainer(RECIPE, Profile())
+    rows = np.ones((RECIPE.batch_size, RECIPE.columns), dtype=np.uint16)
+    trainer.train_step(rows)
+    began = time.perf_counter()
+    targets = sum(trainer.train_step(rows).tokens for _ in range(20))
+    speed = training_speed(RECIPE, targets / (time.perf_counter() - began), peak_flops_per_second(Profile()))
+    assert 0 < speed["mfu"] < 1.5
