@@ -20,9 +20,10 @@ from expert_node.worker import describe
 from expert_node.workshop import exit_reason
 from potluck.errors import DataError, NotReachable
 from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, TaskId, digest_bytes
+from potluck.lm.config import ModelConfig
 from potluck.lm.local_checkpoints import Losses
 from potluck.net.counters import Plane
-from potluck.recipe import Clustered, Segment
+from potluck.recipe import AdamWConfig, Clustered, Recipe, Schedule, Segment
 from potluck.v1 import expert_pb2 as pb
 from potluck.v1 import node_pb2
 
@@ -88,11 +89,23 @@ def test_a_mixtures_segment_brings_labels_and_mixture_and_the_array_that_the_lab
     array, mixture = source.add(b"array"), source.add(b"mixture")
     labels = source.add(json.dumps({"blobs": {"labels": array}}).encode())
     data = Clustered(tokens=tokens, labels=labels, mixture=mixture, key=1, start=0)
+    recipe = Recipe(
+        role="expert",
+        index=0,
+        model=ModelConfig(vocab=64, hidden=16, layers=1, heads=2, ffn=24, context=9),
+        optimizer=AdamWConfig(),
+        schedule=Schedule(kind="constant", learning_rate=1e-3, warmup_steps=0, total_steps=2),
+        batch_size=2,
+        columns=9,
+        init_seed=0,
+        data_rule="{}",
+        commit_every=2,
+    )
     lease = TrainLease(
         fence=Fence(1),
         term_ms=1,
         lineage=LineageId("l"),
-        recipe_json="",
+        recipe_json=recipe.to_json(),
         segments_json=f"[{Segment(index=0, start_step=0, end_step=2, data=data).to_json()}]",
         profile_json="{}",
         head_step=0,
