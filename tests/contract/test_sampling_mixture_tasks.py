@@ -133,6 +133,27 @@ def mixture_lost(targets: list[Target], sizes: Mapping[str, int]) -> float:
     return float(sum(w * c[empty].sum() / c.sum() for w, c in zip((1 / 3, 2 / 3), each, strict=True)))
 
 
+def test_from_vectors_to_a_mixture_that_tells_what_the_corpus_does_not_hold(bench: Bench) -> None:
+    rng = np.random.default_rng(5)
+    centres = np.repeat(10 * np.eye(4), TRAIN // 4, axis=0)
+    vectors = (centres + rng.normal(0, 0.1, size=centres.shape)).astype(np.float32)
+    params: dict[str, Json] = {"branch": 2, "depth": 2, "sample": TRAIN, "iterations": 10, "seed": 0}
+    tree = bench.run("fit_clusters", params, {"vectors": bench.add(vectors)})["tree"]
+    assign: dict[str, Json] = {"rule": "partition", "distances": True}
+    parts = [bench.run("assign", assign, {"tree": tree, "vectors": bench.add(v)}) for v in (vectors[:20], vectors[20:])]
+    inputs = {f"labels-{i:05d}": part["labels"] for i, part in enumerate(parts)}
+    inputs |= {"tokens": bench.tokens, "partition": bench.partition}
+    labels = bench.run("fit", {"what": "labels"}, inputs)["labels"]
+    assert list(load_labels(labels, bench.blobs).sizes.values()) == [TRAIN // 4] * 4
+    target = np.concatenate([vectors[:7] + 0.01, vectors[-1:], np.full((2, 4), 40, dtype=np.float32)])
+    placed = bench.run("assign", assign, {"tree": tree, "vectors": bench.add(target)})
+    inputs = {f"corpus_distances-{i:05d}": part["distances"] for i, part in enumerate(parts)}
+    inputs |= {"labels": labels, "target-000": placed["labels"], "distance-000": placed["distances"]}
+    done = bench.output("fit", {"what": "histogram", "planned_tokens": 5000}, inputs)
+    assert done.figures["unplaced"] == pytest.approx(0.2)
+    assert max(Mixture.from_json(done.files["mixture"].read_text()).weights.values()) >= 0.7
+
+
 def test_a_target_without_placed_windows_and_labels_of_another_partition_are_refused(bench: Bench) -> None:
     params: dict[str, Json] = {"what": "histogram", "planned_tokens": 100}
     for array in (np.empty(0), np.full(4, EXCLUDED), np.full(4, 3)):  # d3 has no row
