@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from potluck.ids import Digest
 from potluck.lm.config import PRESETS
 from potluck.lm.flops import forward_flops, train_flops
-from potluck.lm.memory import predict_training_bytes
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
 from potluck.specs.run import RunSpec
@@ -202,8 +201,9 @@ def cost_of(spec: SmallTalkSpec) -> Cost:
             total_steps=max(1, expert_steps),
             bytes_per_token=spec.bytes_per_token,
         ),
-        expert_memory_bytes=predict_training_bytes(
-            expert, batch_size=max(spec.experts.batch_size, spec.dense.batch_size), sequence=length
+        expert_memory_bytes=max(
+            spec.memory_for(expert, batch_size=batch, sequence=length)
+            for batch in (spec.experts.batch_size, spec.dense.batch_size)
         ),
     )
 
@@ -213,7 +213,7 @@ def training_bytes(spec: RunSpec) -> int:
     if isinstance(spec, SmallTalkSpec):
         return cost_of(spec).expert_memory_bytes
     batch = spec.training.batch_size
-    return predict_training_bytes(spec.full_model(), batch_size=batch, sequence=spec.text.sequence_length)
+    return spec.memory_for(spec.full_model(), batch_size=batch, sequence=spec.text.sequence_length)
 
 
 def predict_seconds(spec: SmallTalkSpec, machine: Machine, *, train_tokens: int) -> float:

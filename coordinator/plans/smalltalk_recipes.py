@@ -129,12 +129,13 @@ class Recipes:
 
     def _em_rule(self) -> dict[str, Json]:
         """All that the routers, and so their scores and assignments, depend on."""
-        spec = self._spec
+        spec, model = self._spec, self._spec.router_model()
+        profile = spec.profile_for(model, batch_size=spec.routers.batch_size, sequence=spec.text.prefix_length)
         return {
-            "router_model": to_mapping(spec.router_model()),
+            "router_model": to_mapping(model),
             "routers": to_mapping(spec.routers),
             "optimizer": to_mapping(spec.optimizer),
-            "profile": to_mapping(spec.profile),
+            "profile": to_mapping(profile),
             "bytes_per_token": spec.bytes_per_token,
         }
 

@@ -11,7 +11,6 @@ from potluck.config import to_mapping
 from potluck.ids import canonical_json
 from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
-from potluck.lm.memory import predict_training_bytes
 from potluck.recipe import Origin, Recipe, Schedule, Segment, commit_interval
 from potluck.specs.sections import CommonSpec
 
@@ -96,10 +95,10 @@ def make_training(
     return Training(
         recipe=recipe,
         flops_per_step=batch_size * train_flops(model, inputs),
-        memory_bytes=predict_training_bytes(model, batch_size=batch_size, sequence=inputs),
+        memory_bytes=spec.memory_for(model, batch_size=batch_size, sequence=inputs),
         label=label,
         rank=rank,
-        profile_json=canonical_json(to_mapping(spec.profile)),
+        profile_json=canonical_json(to_mapping(spec.profile_for(model, batch_size=batch_size, sequence=inputs))),
     )
 
 

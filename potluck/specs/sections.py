@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potluck.config import added, to_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest, RunId, canonical_json, digest_json
 from potluck.lm.config import PRESETS, ModelConfig
+from potluck.lm.memory import MIB, fit_to_memory, predict_lease_bytes
 from potluck.recipe import AdamWConfig, OptimizerConfig, Profile
 
 SPEC_VERSION = 1
@@ -108,6 +109,9 @@ class CommonSpec:
     def __post_init__(self) -> None:
         require(self.spec_version == SPEC_VERSION, "spec_version", self.spec_version, str(SPEC_VERSION))
         require(self.memory_mib >= 0, "memory_mib", self.memory_mib, "0 (no bound) or more")
+        chosen = self.memory_mib and (self.profile.micro_batch or self.profile.activation_checkpointing)
+        allowed = "0 beside profile.micro_batch or profile.activation_checkpointing, which it would choose"
+        require(not chosen, "memory_mib", self.memory_mib, allowed)
         require(0 < self.bytes_per_token < math.inf, "bytes_per_token", self.bytes_per_token, "above 0, finite")
 
     @property
@@ -116,3 +120,28 @@ class CommonSpec:
 
     def to_json(self) -> str:
         return canonical_json(to_mapping(self))
+
+    def profile_for(self, model: ModelConfig, *, batch_size: int, sequence: int) -> Profile:
+        """The profile of one lineage: the run's, whose micro-batch and checkpointing `memory_mib` chooses, if given.
+
+        Raises:
+            SpecError: ``spec.memory-too-small``, one row at a time does not fit.
+        """
+        if not self.memory_mib:
+            return self.profile
+        fit = fit_to_memory(
+            model,
+            batch_size=batch_size,
+            sequence=sequence,
+            budget_bytes=self.memory_mib * MIB,
+            optimizer=self.optimizer,
+            profile=self.profile,
+        )
+        return replace(self.profile, micro_batch=fit.micro_batch, activation_checkpointing=fit.activation_checkpointing)
+
+    def memory_for(self, model: ModelConfig, *, batch_size: int, sequence: int) -> int:
+        """Predicted peak bytes of one lineage on a node, beyond the program itself."""
+        profile = self.profile_for(model, batch_size=batch_size, sequence=sequence)
+        return predict_lease_bytes(
+            model, batch_size=batch_size, sequence=sequence, profile=profile, optimizer=self.optimizer
+        )

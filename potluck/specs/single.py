@@ -38,6 +38,9 @@ class SingleSpec(CommonSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_shares(self.training.batch_size, self.profile)
+        if self.memory_mib and self.model.hidden:
+            batch, length = self.training.batch_size, self.text.sequence_length
+            self.profile_for(self.full_model(), batch_size=batch, sequence=length)
 
     def resolved(self) -> SingleSpec:
         """Presets become numbers."""

@@ -129,10 +129,18 @@ class SmallTalkSpec(CommonSpec):
         batches += [*self.search.expert_batch, *self.search.dense_batch] if self.search.mode == "grid" else []
         for batch in batches:
             require_shares(batch, self.profile)
+        self._check_memory(batches[1:])
         for batch in self.search.expert_batch if self.search.mode == "grid" else ():
             step = self.experts.num * batch
             ok = self.experts.chunk_sequences % step == 0
             require(ok, "search.expert_batch", batch, f"{step} must divide experts.chunk_sequences")
+
+    def _check_memory(self, batches: list[int]) -> None:
+        if self.memory_mib and self.experts.model.hidden and self.routers.model.hidden:
+            prefix, length = self.text.prefix_length, self.text.sequence_length
+            self.profile_for(self.router_model(), batch_size=self.routers.batch_size, sequence=prefix)
+            for batch in batches:
+                self.profile_for(self.expert_model(), batch_size=batch, sequence=length)
 
     def resolved(self) -> SmallTalkSpec:
         """Presets become numbers."""
