@@ -127,7 +127,7 @@ class Trainer:
         self.model: Decoder = init_decoder(recipe.model, seed=recipe.init_seed).to(profile.device)
         self.model.activation_checkpointing = profile.activation_checkpointing
         self._forward = torch.compile(self.model) if profile.compile else self.model
-        self._optimizer = build_optimizer(self.model, recipe.optimizer)
+        self._optimizer = build_optimizer(self.model, recipe.optimizer, recipe.schedule.total_steps)
 
     def train_step(self, rows: np.ndarray, weights: np.ndarray | None = None) -> StepMetrics:
         """Does one step.

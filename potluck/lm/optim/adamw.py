@@ -65,25 +65,20 @@ class AdamW:
             state.steps.fill_(float(step))
 
     def _step_group(self, states: list[_State], learning_rate: float, weight_decay: float) -> None:
-        # The kernel of torch.optim.AdamW(fused=True), called directly: building that class imports the
-        # compiler, a second of every worker's start.
         steps = [s.steps for s in states]
         with torch.no_grad():
             torch._foreach_add_(steps, 1.0)
-            torch._fused_adamw_(
+            fused_adamw(
                 [s.parameter for s in states],
                 [s.parameter.grad for s in states if s.parameter.grad is not None],
                 [s.exp_avg for s in states],
                 [s.exp_avg_sq for s in states],
-                [],
                 steps,
-                lr=learning_rate,
+                learning_rate=learning_rate,
                 beta1=self._config.beta1,
                 beta2=self._config.beta2,
+                epsilon=self._config.epsilon,
                 weight_decay=weight_decay,
-                eps=self._config.epsilon,
-                amsgrad=False,
-                maximize=False,
             )
 
 
@@ -103,6 +98,42 @@ class _State:
             exp_avg_sq=torch.zeros_like(parameter, requires_grad=False),
             steps=torch.zeros((), dtype=torch.float32, device=parameter.device),
         )
+
+
+def fused_adamw(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+) -> None:
+    """The kernel of torch.optim.AdamW(fused=True), called directly: building that class imports the compiler,
+    a second of every worker's start.
+
+    Args:
+        steps: updates done, this one included: a float32 scalar for each tensor.
+    """
+    torch._fused_adamw_(
+        parameters,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        lr=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=epsilon,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:

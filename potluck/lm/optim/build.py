@@ -5,10 +5,20 @@ from __future__ import annotations
 from torch import nn
 
 from potluck.lm.optim.adamw import AdamW
-from potluck.recipe import AdamWConfig, OptimizerConfig
+from potluck.lm.optim.ademamix import AdEMAMix
+from potluck.lm.optim.base import Optimizer
+from potluck.lm.optim.horizon import resolve_optimizer
+from potluck.recipe import AdEMAMixConfig, OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    if isinstance(config, AdamWConfig):
-        return AdamW(dict(model.named_parameters()), config)
-    raise NotImplementedError(config.name)
+def build_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) -> Optimizer:
+    """Before the first of `total_steps` steps of the model's run.
+
+    Raises:
+        SpecError: ``spec.beta3-too-slow``.
+    """
+    parameters = dict(model.named_parameters())
+    config = resolve_optimizer(config, total_steps)
+    if isinstance(config, AdEMAMixConfig):
+        return AdEMAMix(parameters, config, total_steps)
+    return AdamW(parameters, config)
