@@ -9,11 +9,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from potluck.errors import NotReachable, UsageError
 from potluck.ids import Digest, RunId
+from router.choose import Decision
 from router.detokenise import TextStream
 from router.view import ReplicaKey, View, may_replace
 
@@ -29,7 +27,7 @@ class Deciding(Protocol):
 
     def check(self, ids: tuple[int, ...]) -> None: ...
 
-    def prefix_nll(self, ids: tuple[int, ...]) -> npt.NDArray[np.float32]: ...
+    def decide(self, ids: tuple[int, ...]) -> Decision: ...
 
     def text_stream(self) -> TextStream: ...
 

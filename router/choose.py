@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from sampling.scoring import to_fixed_point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    expert: int
+    prefix_nll: tuple[float, ...] = ()
+    """Mean NLL of the prefix under each router, nats per target; empty where no router models decide."""
 
 
 def choose(mean_nll_E: npt.NDArray[np.floating]) -> int:

@@ -10,18 +10,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from potluck.client_values import NOT_ROUTED, Generated, Routed, Scored
 from potluck.errors import ResourceError, UsageError
 from potluck.lm.stopping import StopScanner
 from router.book import Loaded, ViewBook
-from router.choose import choose
+from router.choose import Decision
 from router.detokenise import StoppedText
 from router.fleet import Fleet, Sampling
 from router.patience import Patience
-from router.view import EXPERT_SLOT, ReplicaKey, expert_slot
+from router.view import ReplicaKey
 
 DEFAULT_MAX_TOKENS = 64
 MAX_TOKENS = 1024
@@ -95,15 +92,14 @@ class Desk:
             ResourceError: ``resource.busy``.
         """
         loaded = await self._pick(run)
-        ids, prefix_nll = await self._decide(loaded, prompt)
-        expert = choose(prefix_nll)
+        ids, decision = await self._decide(loaded, prompt)
         return Routed(
-            expert=expert,
-            prefix_nll=tuple(float(nll) for nll in prefix_nll),
+            expert=decision.expert,
+            prefix_nll=decision.prefix_nll,
             prefix_tokens=min(len(ids), loaded.view.prefix_length),
             view_version=loaded.version,
             run=loaded.view.run,
-            weights=loaded.view.key(expert_slot(expert)).weights,
+            weights=loaded.view.expert_keys[decision.expert].weights,
         )
 
     async def score(self, prompt: Prompt, *, run: str, slot: str) -> Scored:
@@ -168,11 +164,12 @@ class Desk:
                 fix = f"slots of run {loaded.view.name}: {', '.join(sorted(loaded.view.slots))}"
                 raise UsageError("usage.unknown-slot", f"slot {slot!r} is not served", fix)
             ids = await self._run(lambda: _ids_of(loaded, prompt))
-            index = slot.removeprefix(EXPERT_SLOT)
-            return Placed(loaded=loaded, ids=ids, slot=slot, expert=int(index) if index.isdigit() else NOT_ROUTED)
-        ids, prefix_nll = await self._decide(loaded, prompt)
-        expert = choose(prefix_nll)
-        return Placed(loaded=loaded, ids=ids, slot=expert_slot(expert), expert=expert)
+            experts = loaded.view.expert_slots
+            return Placed(
+                loaded=loaded, ids=ids, slot=slot, expert=experts.index(slot) if slot in experts else NOT_ROUTED
+            )
+        ids, decision = await self._decide(loaded, prompt)
+        return Placed(loaded=loaded, ids=ids, slot=loaded.view.expert_slots[decision.expert], expert=decision.expert)
 
     async def _pick(self, run: str) -> Loaded:
         """The view a request is worked under; a router that is about to have its first is waited for."""
@@ -183,10 +180,10 @@ class Desk:
         """Nodes attach and load models after the router has its view; the fleet says so if none came."""
         await self._patience.wait_for(lambda: key in self._fleet.ready)
 
-    async def _decide(self, loaded: Loaded, prompt: Prompt) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
-        def blocking() -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+    async def _decide(self, loaded: Loaded, prompt: Prompt) -> tuple[tuple[int, ...], Decision]:
+        def blocking() -> tuple[tuple[int, ...], Decision]:
             ids = _ids_of(loaded, prompt)
-            return ids, loaded.scorer.prefix_nll(ids)
+            return ids, loaded.scorer.decide(ids)
 
         return await self._run(blocking)
 

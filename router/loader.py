@@ -19,7 +19,7 @@ from router.book import Loaded, ViewBook
 from router.fleet import Fleet
 from router.patience import Patience
 from router.score import Scorer
-from router.view import View, expert_slot
+from router.view import View
 
 RETRY_S = 5.0
 """After a failed load; the next view of the same run comes sooner, if there is one."""
@@ -143,7 +143,7 @@ class Loader:
         view = View.from_json(offer.view_json)
         self._missing.pop(view.run, None)
         if not view.is_full:
-            missing = [slot for e in range(view.num_experts) if (slot := expert_slot(e)) not in view.slots]
+            missing = [slot for slot in view.expert_slots if slot not in view.slots]
             self._missing[view.run] = f"run {view.name} has not published {', '.join(missing)}"
             log.fact("view-not-full", run=view.run, version=offer.version, slots=len(view.slots))
             return
@@ -164,7 +164,7 @@ class Loader:
 
 def _same_models(held: View, view: View) -> bool:
     """Whether what a scorer is made of has not changed: new versions mostly bring new experts only."""
-    names = ("tokenizer", "routers", "router_model", "prefix_length", "expert_model")
+    names = ("route_by", "tokenizer", "routers", "router_model", "prefix_length", "expert_model")
     return all(getattr(held, name) == getattr(view, name) for name in names)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from potluck.config import from_mapping, to_mapping
+from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import DataError, SpecError
 from potluck.ids import Digest, RunId, canonical_json, is_digest
 from potluck.lm.config import ModelConfig
 
 EXPERT_SLOT = "expert-"
-DENSE_SLOT = "dense"
+RouteBy = Literal["routers", "one"]
+"""Who decides: router models, or nobody, for one model answers everything."""
+_NO_PARTITION = Digest("")
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -25,13 +27,9 @@ class ReplicaKey:
     weights: Digest
 
 
-def expert_slot(expert: int) -> str:
-    return f"{EXPERT_SLOT}{expert}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One run as it is served: frozen routers, the tokenizer, and the published weights of every slot."""
+    """One run as it is served: what decides, the tokenizer, and the published weights of every slot."""
 
     run: RunId
     name: str
@@ -41,20 +39,32 @@ class View:
     """S: an expert's rows have S+1 tokens."""
     prefix_length: int
     """M: the tokens a routing decision sees."""
-    router_model: ModelConfig
-    routers: tuple[Digest, ...]
-    """Weights of router e, which speaks for expert e."""
     expert_model: ModelConfig
     slots: Mapping[str, Digest]
-    """`expert-<e>` and perhaps `dense`, to published weights."""
+    """`expert-<e>` or the default slot, and perhaps others such as `dense`, to published weights."""
+    route_by: RouteBy = "routers"
+    router_model: ModelConfig | None = None
+    """Of views by routers."""
+    routers: tuple[Digest, ...] = ()
+    """Weights of router e, which speaks for expert e."""
+    default_slot: str = ""
+    """Of views of one model: what answers when no slot is named."""
+    partition: Digest = _NO_PARTITION
+    """The partition of the run's text; empty: none."""
 
     def __post_init__(self) -> None:
-        digests = (self.tokenizer, *self.routers, *self.slots.values())
+        partition = (self.partition,) if self.partition else ()
+        digests = (self.tokenizer, *self.routers, *partition, *self.slots.values())
         if bad := [d for d in digests if not is_digest(d)]:
             raise SpecError("spec.bad-value", f"view of run {self.run}: {bad[0]!r} is no digest", "give a SHA-256")
-        if not self.routers or not 2 <= self.prefix_length < self.sequence_length:
-            what = f"{len(self.routers)} routers, prefix {self.prefix_length}, sequence {self.sequence_length}"
-            raise SpecError("spec.bad-value", f"view of run {self.run}: {what}", "1 router or more, 2 <= M < S")
+        if not 2 <= self.prefix_length < self.sequence_length:
+            what = f"prefix {self.prefix_length}, sequence {self.sequence_length}"
+            raise SpecError("spec.bad-value", f"view of run {self.run}: {what}", "2 <= M < S")
+        has = (bool(self.routers), self.router_model is not None, bool(self.default_slot))
+        if has != _NEEDS[self.route_by]:
+            what = f"{len(self.routers)} routers, default slot {self.default_slot!r}, routed by {self.route_by}"
+            fix = "by routers: 1 or more and their model; one: a default slot and no routers"
+            raise SpecError("spec.bad-value", f"view of run {self.run}: {what}", fix)
 
     @staticmethod
     def from_json(text: str) -> View:
@@ -72,21 +82,28 @@ class View:
             raise DataError("data.bad-view", f"view cannot be read: {error!r}", fix) from error
 
     def to_json(self) -> str:
-        body = {name: to_mapping(getattr(self, name)) for name in _BODY_FIELDS}
-        return canonical_json({**body, "slots": dict(self.slots)})
+        body = _Body(**{name: getattr(self, name) for name in _BODY_FIELDS})
+        return canonical_json({**to_mapping(body), "slots": dict(self.slots)})
 
     @property
     def num_experts(self) -> int:
-        return len(self.routers)
+        return 1 if self.route_by == "one" else len(self.routers)
+
+    @property
+    def expert_slots(self) -> tuple[str, ...]:
+        """The slot of each expert; one model is its own expert 0."""
+        if self.route_by == "one":
+            return (self.default_slot,)
+        return tuple(f"{EXPERT_SLOT}{expert}" for expert in range(self.num_experts))
 
     @property
     def expert_keys(self) -> tuple[ReplicaKey, ...]:
         """The replicas that must be ready for every routed request to find its expert."""
-        return tuple(self.key(expert_slot(e)) for e in range(self.num_experts) if expert_slot(e) in self.slots)
+        return tuple(self.key(slot) for slot in self.expert_slots if slot in self.slots)
 
     @property
     def is_full(self) -> bool:
-        """Whether every expert has published weights; the dense twin is extra."""
+        """Whether every expert has published weights; other slots are extra."""
         return len(self.expert_keys) == self.num_experts
 
     @property
@@ -111,15 +128,20 @@ class _Body:
     tokenizer: Digest
     sequence_length: int
     prefix_length: int
-    router_model: ModelConfig
-    routers: tuple[Digest, ...]
     expert_model: ModelConfig
+    route_by: RouteBy = added("routers")  # noqa: RUF009
+    router_model: ModelConfig | None = added(None)  # noqa: RUF009
+    routers: tuple[Digest, ...] = added(())
+    default_slot: str = added("")
+    partition: Digest = added(_NO_PARTITION)  # noqa: RUF009
 
     def with_slots(self, slots: Mapping[str, Digest]) -> View:
         return View(**{name: getattr(self, name) for name in _BODY_FIELDS}, slots=slots)
 
 
 _BODY_FIELDS = tuple(_Body.__dataclass_fields__)
+_NEEDS: Mapping[RouteBy, tuple[bool, bool, bool]] = {"routers": (True, True, False), "one": (False, False, True)}
+"""Which of routers, router model and default slot a view has; no others."""
 
 
 def may_replace(current: View | None, candidate: View, ready: Collection[ReplicaKey]) -> bool:

@@ -73,6 +73,8 @@ def serving_json(spec: SingleSpec, text: Text) -> str:
     return canonical_json(
         {
             "method": spec.method,
+            "route_by": "one",
+            "default_slot": SLOT,
             "tokenizer": text.tokenizer,
             "sequence_length": spec.text.sequence_length,
             "prefix_length": spec.text.prefix_length,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ class World:
             expert_model=EXPERT_MODEL,
             slots=slots,
         )
+
+    def one_view(self) -> View:
+        """One model that answers everything, and another that is asked by name."""
+        slots = {"model": self.expert(300), "specialist": self.expert(301)}
+        nothing: dict[str, Any] = {"router_model": None, "routers": ()}
+        return replace(self.view(), method="single", route_by="one", default_slot="model", slots=slots, **nothing)
 
     def expert(self, seed: int) -> Digest:
         digest = Digest(f"{seed:064x}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -106,6 +107,32 @@ async def test_scores_are_the_experts_log_probabilities_in_rows(router_world: An
     assert len(scored.log_probs) == len(scored.ids) - 1
     assert (dense.expert, dense.weights) == (-1, view.slots["dense"])
     assert (named.expert, named.weights) == (2, view.slots["expert-2"])
+
+
+@in_loop
+async def test_a_run_of_one_model_is_answered_by_its_default_slot(router_world: Any) -> None:
+    view = router_world.one_view()
+    async with router_world.router(http=True) as router, router.client() as client:
+        router.offer(view, 1)
+        await router.attach("n", view)
+        await router.serving()
+        routed, short = await client.route(TEXT), await client.route([5])
+        scored = await client.score(TEXT)
+        named = await client.score(TEXT, slot="specialist")
+        generated = [piece async for piece in client.generate(TEXT, max_tokens=4)]
+        _, text = await http(router.http_port, "POST", "/route", {"text": TEXT})
+        with pytest.raises(UsageError, match="model, specialist"):
+            await client.score(TEXT, slot="expert-0")
+    model, specialist = view.slots["model"], view.slots["specialist"]
+    assert (routed.expert, routed.prefix_nll, routed.weights) == (0, (), model)
+    assert (routed.prefix_tokens, short.prefix_tokens) == (PREFIX, 1)
+    assert (scored.expert, scored.weights) == (0, model)
+    assert scored.log_probs == pytest.approx(
+        router_world.reference_log_probs(router_world.models[model], scored.ids), abs=1e-6
+    )
+    assert (named.expert, named.weights) == (-1, specialist)
+    assert {(p.expert, p.weights) for p in generated} == {(0, model)}
+    assert json.loads(text) == {**dataclasses.asdict(routed), "prefix_nll": []}
 
 
 @in_loop

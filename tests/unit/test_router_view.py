@@ -30,6 +30,18 @@ VIEW = View(
     expert_model=MODEL,
     slots={"expert-0": A, "expert-1": B, "dense": C},
 )
+ONE = View(
+    run=RunId("3" * 64),
+    name="alone",
+    method="single",
+    route_by="one",
+    default_slot="model",
+    tokenizer=A,
+    sequence_length=8,
+    prefix_length=4,
+    expert_model=MODEL,
+    slots={"model": A},
+)
 SCORER: Any = object()
 
 
@@ -37,8 +49,18 @@ def loaded(view: View, version: int = 1) -> Loaded:
     return Loaded(view=view, version=version, scorer=SCORER)
 
 
-def test_a_view_survives_its_json() -> None:
-    assert View.from_json(VIEW.to_json()) == VIEW
+@pytest.mark.parametrize("view", [VIEW, ONE, replace(ONE, partition=B)])
+def test_a_view_survives_its_json(view: View) -> None:
+    assert View.from_json(view.to_json()) == view
+
+
+def test_a_view_that_does_not_say_what_decides_is_by_routers() -> None:
+    raw = json.loads(VIEW.to_json())
+    assert set(raw) == {
+        "run", "name", "method", "tokenizer", "sequence_length", "prefix_length", "router_model", "routers",
+        "expert_model", "slots",
+    }  # fmt: skip
+    assert View.from_json(json.dumps(raw)).route_by == "routers"
 
 
 @pytest.mark.parametrize("change", [{"slots": {"expert-0": "no"}}, {"routers": []}, {"prefix_length": 1}, {"more": 1}])
@@ -55,6 +77,22 @@ def test_a_view_is_full_with_every_expert_and_served_with_every_replica() -> Non
     assert VIEW.is_served(ready)
     assert not VIEW.is_served(list(ready)[:1])
     assert not partial.is_served(ready)
+
+
+@pytest.mark.parametrize("change", [{"default_slot": ""}, {"routers": [A]}, {"route_by": "dice"}, {"partition": "no"}])
+def test_a_view_of_one_model_has_a_default_slot_and_no_routers(change: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        View.from_json(json.dumps({**json.loads(ONE.to_json()), **change}))
+    assert caught.value.error_id == "data.bad-view"
+
+
+def test_a_view_of_one_model_is_full_and_served_with_its_default_slot() -> None:
+    more = replace(ONE, slots={"model": A, "specialist": B})
+    other = replace(ONE, slots={"specialist": B})
+    assert (ONE.is_full, more.is_full, other.is_full) == (True, True, False)
+    assert (more.num_experts, more.expert_slots) == (1, ("model",))
+    assert more.is_served({more.key("model")})
+    assert not more.is_served({more.key("specialist")})
 
 
 def test_a_served_view_gives_way_only_to_a_served_one() -> None:
