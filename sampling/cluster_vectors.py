@@ -1,8 +1,9 @@
-"""Vectors in memory-mapped parts, as if they were one array."""
+"""Vectors in parts on disk, as if they were one array."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,25 +12,29 @@ from sampling.taskio import TaskCall, load_array
 
 
 class Vectors:
-    """float32 or float16 [n, dim] over parts; slices and lists of rows come as float32 copies."""
+    """float32 or float16 [n, dim] over `.npy` parts; slices and lists of rows come as float32 copies.
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+    A part is mapped for one read alone: pages of a standing map would count as this process's memory.
+    """
+
+    def __init__(self, parts: Sequence[Path]) -> None:
         """Raises:
-        DataError: ``data.bad-vectors``, no parts, or parts of different shapes.
+        DataError: ``data.bad-vectors``, no parts, or parts of different dimensions.
         """
-        dims = {part.shape[1:] for part in parts}
+        shapes = [load_array(part).shape for part in parts]
+        dims = {shape[1:] for shape in shapes}
         if len(dims) != 1 or len(next(iter(dims))) != 1:
             what = f"{len(parts)} parts of vectors with dimensions {sorted(map(str, dims))}"
             raise DataError("data.bad-vectors", what, "embed all parts with one encoder")
         self._parts = list(parts)
-        self._ends = np.cumsum([len(part) for part in parts])
-        self.shape = (int(self._ends[-1]), int(parts[0].shape[1]))
+        self._ends = np.cumsum([shape[0] for shape in shapes])
+        self.shape = (int(self._ends[-1]), int(shapes[0][1]))
 
     @staticmethod
     def of(call: TaskCall) -> Vectors:
         """A task's input `vectors`, or `vectors-00000` and on."""
         names = ["vectors"] if "vectors" in call.inputs else call.numbered("vectors")
-        return Vectors([load_array(call.path(name)) for name in names])
+        return Vectors([call.path(name) for name in names])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -42,5 +47,5 @@ class Vectors:
         for number in np.unique(part).tolist():
             where = np.flatnonzero(part == number)
             start = int(self._ends[number - 1]) if number else 0
-            out[where] = self._parts[number][indices[where] - start]
+            out[where] = load_array(self._parts[number])[indices[where] - start]
         return out

@@ -66,7 +66,7 @@ def test_the_excerpts_are_the_rows_nearest_to_the_centroid(
 
     topics = clustered.topics
     tree = Tree.load(topics.blobs.path(clustered.tree))
-    vectors = Vectors([load_array(topics.blobs.path(clustered.inputs[f"vectors-{i:05d}"])) for i in range(2)])
+    vectors = Vectors([topics.blobs.path(clustered.inputs[f"vectors-{i:05d}"]) for i in range(2)])
     labels = np.concatenate([load_array(topics.blobs.path(d)) for _, d in sorted(clustered.labels.items())]).astype(int)
     rows = TokenRows(topics.manifest, topics.blobs, "train")
     monkeypatch.setattr(cards, "BLOCK", 37)

@@ -170,15 +170,22 @@ def test_a_file_that_is_no_tree_is_refused(tmp_path: Path) -> None:
         assert caught.value.error_id == "data.bad-tree"
 
 
-def test_parts_read_as_one_array_in_any_order_and_as_float32() -> None:
+def test_parts_read_as_one_array_in_any_order_and_as_float32(tmp_path: Path) -> None:
+    def on_disk(*parts: np.ndarray) -> list[Path]:
+        paths = [tmp_path / f"{number}.npy" for number in range(len(parts))]
+        for path, part in zip(paths, parts, strict=True):
+            np.save(path, part)
+        return paths
+
     whole = np.arange(20, dtype=np.float16).reshape(10, 2)
-    vectors = Vectors([whole[:3], whole[3:3], whole[3:]])
+    vectors = Vectors(on_disk(whole[:3], whole[3:3], whole[3:]))
     assert vectors.shape == (10, 2)
     assert np.array_equal(vectors[2:7], whole[2:7].astype(np.float32))
     assert vectors[np.array([9, 0, 3])][:, 0].tolist() == [18.0, 0.0, 6.0]
-    for parts in ([], [whole, whole[:, :1]], [whole[0]]):
-        with pytest.raises(DataError, match="parts of vectors"):
-            Vectors(parts)
+    for parts in ((), (whole, whole[:, :1]), (whole[0],)):
+        with pytest.raises(DataError, match="parts of vectors") as caught:
+            Vectors(on_disk(*parts))
+        assert caught.value.error_id == "data.bad-vectors"
 
 
 class Bench:
