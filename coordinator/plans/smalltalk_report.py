@@ -17,6 +17,7 @@ from coordinator.plans.smalltalk_sizes import Cell
 from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json
+from potluck.lm.optim.horizon import optimizer_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,7 @@ def _model_facts(scene: Scene, trainings: list[Training]) -> dict[str, Json]:
         "parameters": recipe.model.num_parameters,
         "steps": recipe.schedule.total_steps,
         "commit_every": recipe.commit_every,
+        "optimizer": optimizer_facts(recipe.optimizer),
         "tokens": tokens * len(trainings),
         "tokens_per_parameter": tokens / recipe.model.num_parameters,
     }

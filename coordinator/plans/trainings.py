@@ -11,6 +11,7 @@ from potluck.config import to_mapping
 from potluck.ids import canonical_json
 from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
+from potluck.lm.optim.horizon import resolve_optimizer
 from potluck.recipe import Origin, Recipe, Schedule, Segment, commit_interval
 from potluck.specs.sections import CommonSpec
 
@@ -77,7 +78,7 @@ def make_training(
         role=role,
         index=index,
         model=model,
-        optimizer=spec.optimizer,
+        optimizer=resolve_optimizer(spec.optimizer, schedule.total_steps, of=label),
         schedule=schedule,
         batch_size=batch_size,
         columns=columns,

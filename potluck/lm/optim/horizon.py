@@ -82,9 +82,9 @@ def resolve_optimizer(config: OptimizerConfig, total_steps: int, *, of: str = "t
     return config
 
 
-def describe_horizon(config: OptimizerConfig, total_steps: int) -> str:
-    """One line for people; empty for an optimizer without a slow average."""
-    resolved = resolve_optimizer(config, total_steps)
+def describe_horizon(config: OptimizerConfig, total_steps: int, *, of: str = "the run") -> str:
+    """One line for people; empty for an optimizer without a slow average. Refuses what `resolve_optimizer` does."""
+    resolved = resolve_optimizer(config, total_steps, of=of)
     if not isinstance(resolved, AdEMAMixConfig):
         return ""
     first, end = active_range(resolved, total_steps)
