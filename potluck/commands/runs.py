@@ -46,16 +46,21 @@ def submit(
     Raises:
         ResourceError: ``resource.memory``: no live node can hold an expert.
     """
-    from potluck.commands.transfer import put_corpus
-
     file, data = read_run_file(spec_path)
     draft = file.canonical(Digest("0" * 64))
     require_memory(draft, client, output)
-    ingested = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=draft.seed, output=output)
-    spec = file.canonical(Digest(ingested["manifest"]))
+    spec = file.canonical(send_text(home, spec_path, data, seed=draft.seed, output=output))
+    return client.start_run(spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex)
+
+
+def send_text(home: Home, spec_path: Path, data: Path, *, seed: int, output: Output) -> Digest:
+    """Ingests a spec's text and puts it into the coordinator's store; the corpus manifest's digest."""
+    from potluck.commands.transfer import put_corpus
+
+    ingested = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=seed, output=output)
     files = {Digest(digest): Path(path) for digest, path in ingested["files"].items()}
     put_corpus(identity_of(home), home.scratch("blobs"), files, output)
-    return client.start_run(spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex)
+    return Digest(ingested["manifest"])
 
 
 def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
