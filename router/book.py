@@ -29,6 +29,8 @@ class Deciding(Protocol):
 
     def decide(self, ids: tuple[int, ...]) -> Decision: ...
 
+    def text(self, ids: tuple[int, ...]) -> str: ...
+
     def text_stream(self) -> TextStream: ...
 
 
@@ -39,6 +41,8 @@ class Loaded:
     view: View
     version: int
     scorer: Deciding
+    listed: frozenset[Digest] = frozenset()
+    """What the partition that decides is made of."""
 
 
 class ViewBook:
@@ -66,7 +70,7 @@ class ViewBook:
     def digests(self) -> frozenset[Digest]:
         """Every blob that a held view needs."""
         held = (*self._current.values(), *self._waiting.values())
-        return frozenset[Digest]().union(*(loaded.view.digests for loaded in held))
+        return frozenset[Digest]().union(*(loaded.view.digests | loaded.listed for loaded in held))
 
     def install(self, loaded: Loaded, ready: Collection[ReplicaKey]) -> None:
         """Takes a loaded view: current at once if it may, else it waits for its replicas."""

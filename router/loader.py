@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from potluck.net.identity import write_private
 from router.book import Loaded, ViewBook
 from router.fleet import Fleet
 from router.patience import Patience
+from router.placing import Fetch, Files, fetch_partition
 from router.score import Scorer
 from router.view import View
 
@@ -26,8 +27,6 @@ RETRY_S = 5.0
 FILE_NAME = "view.json"
 
 log = telemetry.logger(__name__)
-Fetch = Callable[[Digest, Plane], Awaitable[Path]]
-"""The path of a blob that is complete and on disk, fetched first where needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,7 @@ class Loader:
         self._patience = patience
         self._missing: dict[RunId, str] = {}
         self._failure = ""
+        self._fetched: set[Digest] = set()
 
     @property
     def why_empty(self) -> str:
@@ -100,8 +100,8 @@ class Loader:
                 await self._pause()
 
     def wants(self, digest: Digest) -> bool:
-        """Whether a view that is still to be loaded names the digest."""
-        return any(digest in offer.view_json for offer in self._offers.values())
+        """Whether a view that is still to be loaded names the digest, or has fetched it."""
+        return digest in self._fetched or any(digest in offer.view_json for offer in self._offers.values())
 
     def keep(self) -> None:
         """Writes the current views to disk, whole or not at all; those still to be loaded stay in the file."""
@@ -132,7 +132,7 @@ class Loader:
             log.fact(
                 "view-not-loaded", run=offer.run, version=offer.version, error_id=error.error_id, why=error.message
             )
-            self._failure = error.message
+            self._failure = f"{error.message} ({error.fix})" if error.fix else error.message
             return False
         self._failure = ""
         if self._offers.get(offer.run) is offer:
@@ -149,22 +149,33 @@ class Loader:
             return
         held = self._book.find(view.run)
         if held is not None and _same_models(held.view, view):
-            scorer = held.scorer
+            scorer, listed = held.scorer, held.listed
         else:
-            scorer = await self._models(view, fetch)
-        self._book.install(Loaded(view=view, version=offer.version, scorer=scorer), self._fleet.ready)
+            scorer, listed = await self._models(view, fetch)
+        self._book.install(Loaded(view=view, version=offer.version, scorer=scorer, listed=listed), self._fleet.ready)
+        self._fetched.clear()
         log.fact("view-loaded", run=view.run, name=view.name, version=offer.version, experts=view.num_experts)
 
-    async def _models(self, view: View, fetch: Fetch) -> Scorer:
-        paths = {view.tokenizer: await fetch(view.tokenizer, "corpus")}
+    async def _models(self, view: View, fetch: Fetch) -> tuple[Scorer, frozenset[Digest]]:
+        """The scorer, and the blobs that a partition that decides lists."""
+        self._fetched.clear()
+
+        async def noted(digest: Digest, plane: Plane) -> Path:
+            self._fetched.add(digest)
+            return await fetch(digest, plane)
+
+        paths = {view.tokenizer: await noted(view.tokenizer, "corpus")}
         for digest in view.routers:
-            paths[digest] = await fetch(digest, "weights")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, Scorer.load, view, paths.__getitem__)
+            paths[digest] = await noted(digest, "weights")
+        listed = await fetch_partition(view.partition, noted) if view.route_by == "partition" else {}
+        files = Files(paths={**paths, **listed}, scratch=self._file.parent)
+        scorer = await asyncio.get_running_loop().run_in_executor(self._executor, Scorer.load, view, files)
+        return scorer, frozenset(listed)
 
 
 def _same_models(held: View, view: View) -> bool:
     """Whether what a scorer is made of has not changed: new versions mostly bring new experts only."""
-    names = ("route_by", "tokenizer", "routers", "router_model", "prefix_length", "expert_model")
+    names = ("route_by", "tokenizer", "routers", "router_model", "partition", "prefix_length", "expert_model")
     return all(getattr(held, name) == getattr(view, name) for name in names)
 
 

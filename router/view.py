@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import DataError, SpecError
@@ -13,8 +13,8 @@ from potluck.ids import Digest, RunId, canonical_json, is_digest
 from potluck.lm.config import ModelConfig
 
 EXPERT_SLOT = "expert-"
-RouteBy = Literal["routers", "one"]
-"""Who decides: router models, or nobody, for one model answers everything."""
+RouteBy = Literal["routers", "one", "partition"]
+"""Who decides: router models; nobody, for one model answers everything; or a partition's nearest centroid."""
 _NO_PARTITION = Digest("")
 
 
@@ -50,7 +50,9 @@ class View:
     default_slot: str = ""
     """Of views of one model: what answers when no slot is named."""
     partition: Digest = _NO_PARTITION
-    """The partition of the run's text; empty: none."""
+    """The partition of the run's text; empty: none. Where it decides, domain e is expert e's."""
+    experts: int = 0
+    """Of views by partition: how many there are, which is how many domains the partition has."""
 
     def __post_init__(self) -> None:
         partition = (self.partition,) if self.partition else ()
@@ -60,10 +62,11 @@ class View:
         if not 2 <= self.prefix_length < self.sequence_length:
             what = f"prefix {self.prefix_length}, sequence {self.sequence_length}"
             raise SpecError("spec.bad-value", f"view of run {self.run}: {what}", "2 <= M < S")
-        has = (bool(self.routers), self.router_model is not None, bool(self.default_slot))
-        if has != _NEEDS[self.route_by]:
-            what = f"{len(self.routers)} routers, default slot {self.default_slot!r}, routed by {self.route_by}"
-            fix = "by routers: 1 or more and their model; one: a default slot and no routers"
+        has = (bool(self.routers), self.router_model is not None, bool(self.default_slot), self.experts > 0)
+        if has != _NEEDS[self.route_by] or self.experts < 0 or (self.route_by == "partition" and not self.partition):
+            what = f"{len(self.routers)} routers, default slot {self.default_slot!r}, {self.experts} experts"
+            what += f", routed by {self.route_by}"
+            fix = "routers: 1 or more and their model; one: a default slot; partition: its digest and how many experts"
             raise SpecError("spec.bad-value", f"view of run {self.run}: {what}", fix)
 
     @staticmethod
@@ -87,7 +90,15 @@ class View:
 
     @property
     def num_experts(self) -> int:
-        return 1 if self.route_by == "one" else len(self.routers)
+        match self.route_by:
+            case "routers":
+                return len(self.routers)
+            case "one":
+                return 1
+            case "partition":
+                return self.experts
+            case _:
+                assert_never(self.route_by)
 
     @property
     def expert_slots(self) -> tuple[str, ...]:
@@ -108,8 +119,12 @@ class View:
 
     @property
     def digests(self) -> frozenset[Digest]:
-        """The blobs a router holds for this view; the experts' weights are the nodes' business."""
-        return frozenset((self.tokenizer, *self.routers))
+        """The blobs a router holds for this view, beside what a partition that decides lists.
+
+        The experts' weights are the nodes' business.
+        """
+        deciding = (self.partition,) if self.route_by == "partition" else self.routers
+        return frozenset((self.tokenizer, *deciding))
 
     def key(self, slot: str) -> ReplicaKey:
         return ReplicaKey(run=self.run, slot=slot, weights=self.slots[slot])
@@ -134,14 +149,19 @@ class _Body:
     routers: tuple[Digest, ...] = added(())
     default_slot: str = added("")
     partition: Digest = added(_NO_PARTITION)  # noqa: RUF009
+    experts: int = added(0)
 
     def with_slots(self, slots: Mapping[str, Digest]) -> View:
         return View(**{name: getattr(self, name) for name in _BODY_FIELDS}, slots=slots)
 
 
 _BODY_FIELDS = tuple(_Body.__dataclass_fields__)
-_NEEDS: Mapping[RouteBy, tuple[bool, bool, bool]] = {"routers": (True, True, False), "one": (False, False, True)}
-"""Which of routers, router model and default slot a view has; no others."""
+_NEEDS: Mapping[RouteBy, tuple[bool, bool, bool, bool]] = {
+    "routers": (True, True, False, False),
+    "one": (False, False, True, False),
+    "partition": (False, False, False, True),
+}
+"""Which of routers, router model, default slot and number of experts a view has; no others."""
 
 
 def may_replace(current: View | None, candidate: View, ready: Collection[ReplicaKey]) -> bool:

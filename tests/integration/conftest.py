@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from router.daemon import Options, RouterDaemon
 from router.loader import Offer
 from router.view import View
 from sampling.bpe import train_bpe
+from tests.reference.topic_partition import TopicPartition
 
 EXPERTS, PREFIX, SEQUENCE, VOCAB = 3, 8, 16, 300
 ROUTER_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=PREFIX)
@@ -76,6 +78,19 @@ class World:
         slots = {"model": self.expert(300), "specialist": self.expert(301)}
         nothing: dict[str, Any] = {"router_model": None, "routers": ()}
         return replace(self.view(), method="single", route_by="one", default_slot="model", slots=slots, **nothing)
+
+    def clustered_view(self) -> View:
+        """An expert for each of the planted topics, by a partition that places text."""
+        made = self.partition
+        experts = len(made.partition.domains)
+        how: dict[str, Any] = {"router_model": None, "routers": (), "partition": made.digest, "experts": experts}
+        slots = {f"expert-{e}": self.expert(400 + e) for e in range(experts)}
+        view = self.view()
+        return replace(view, run=RunId("c" * 64), name="topics", route_by="partition", slots=slots, **how)
+
+    @cached_property
+    def partition(self) -> TopicPartition:
+        return TopicPartition(self.folder / "topics", self.store)
 
     def expert(self, seed: int) -> Digest:
         digest = Digest(f"{seed:064x}")

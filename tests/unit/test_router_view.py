@@ -42,6 +42,7 @@ ONE = View(
     expert_model=MODEL,
     slots={"model": A},
 )
+CLUSTERED = replace(ONE, route_by="partition", default_slot="", partition=C, experts=2, slots={"expert-0": A})
 SCORER: Any = object()
 
 
@@ -49,7 +50,7 @@ def loaded(view: View, version: int = 1) -> Loaded:
     return Loaded(view=view, version=version, scorer=SCORER)
 
 
-@pytest.mark.parametrize("view", [VIEW, ONE, replace(ONE, partition=B)])
+@pytest.mark.parametrize("view", [VIEW, ONE, replace(ONE, partition=B), replace(VIEW, partition=B), CLUSTERED])
 def test_a_view_survives_its_json(view: View) -> None:
     assert View.from_json(view.to_json()) == view
 
@@ -93,6 +94,27 @@ def test_a_view_of_one_model_is_full_and_served_with_its_default_slot() -> None:
     assert (more.num_experts, more.expert_slots) == (1, ("model",))
     assert more.is_served({more.key("model")})
     assert not more.is_served({more.key("specialist")})
+
+
+@pytest.mark.parametrize("change", [{"partition": ""}, {"experts": 0}, {"experts": -1}, {"default_slot": "expert-0"}])
+def test_a_view_by_partition_has_one_and_says_how_many_experts(change: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        View.from_json(json.dumps({**json.loads(CLUSTERED.to_json()), **change}))
+    assert caught.value.error_id == "data.bad-view"
+
+
+def test_a_view_by_partition_is_full_with_every_expert() -> None:
+    assert not CLUSTERED.is_full
+    assert replace(CLUSTERED, slots={"expert-0": A, "expert-1": B}).is_full
+
+
+def test_only_a_partition_that_decides_is_held() -> None:
+    assert CLUSTERED.digests == {A, C}
+    assert replace(ONE, partition=C).digests == {A}
+    assert replace(VIEW, partition=C).digests == {A, B}
+    book = ViewBook(lambda: None)
+    book.install(replace(loaded(CLUSTERED), listed=frozenset((B,))), set())
+    assert book.digests == {A, B, C}
 
 
 def test_a_served_view_gives_way_only_to_a_served_one() -> None:
