@@ -1,7 +1,7 @@
 """Making room in the blob store: what nothing needs any more goes, oldest first, and only when room is short.
 
 What is kept: everything the core pins (heads, their parents, published weights, inputs and results of work
-that is wanted), what serving views and the corpora of unfinished runs name, and all that a kept manifest
+that is wanted), what serving views, mixtures and the corpora of unfinished runs name, and all that a kept manifest
 lists. A blob younger than an hour is kept too: its commit may be on the way.
 """
 
@@ -98,6 +98,9 @@ def roots_of(state: State) -> frozenset[Digest]:
     roots = set(queries.pinned_digests(state))
     for run in state.durable.runs.values():
         roots.update(Digest(found) for found in _DIGESTS.findall(run.serving_json))
+        roots.update(entry.mixture for entry in run.entries)
+        if run.steering is not None:
+            roots.update(Digest(found) for found in _DIGESTS.findall(run.steering.json))
         if not isinstance(run.status, Finished):
             roots.update(Digest(found) for found in _DIGESTS.findall(run.spec_json))
     return frozenset(roots)
