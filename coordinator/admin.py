@@ -17,9 +17,10 @@ from coordinator.corpus import corpus_facts_json
 from coordinator.enrol import DEFAULT_EXPIRES_MS, issue_tokens
 from coordinator.runtime import Runtime
 from potluck.errors import Refused, SpecError
-from potluck.ids import RunId
+from potluck.ids import NO_DIGEST, Digest, RunId
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import RunSpec, spec_from_json
 from potluck.telemetry import logger
 from potluck.v1 import admin_pb2, admin_pb2_grpc
@@ -67,7 +68,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             request_id=request.request_id,
             run=spec.id,
             spec_json=spec.to_json(),
-            corpus_json=corpus_facts_json(spec.corpus, self._store),
+            corpus_json=corpus_facts_json(spec.corpus, self._store, _target_of(spec)),
             name=request.name[:MAX_NAME] or "run",
             priority=request.priority,
         )
@@ -85,7 +86,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     async def WatchRun(self, request: admin_pb2.GetRunRequest, context: Context) -> AsyncIterator[admin_pb2.RunInfo]:
         """Sends the run whenever it changes, and ends when the run has ended."""
-        run = await self._runtime.read(lambda state: _find(state, request.run))
+        run = await self._runtime.read(lambda state: named_run(state, request.run))
         version, last = -1, None
         while True:
             version = await self._runtime.changed(version, WATCH_IDLE_S)
@@ -99,7 +100,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def CancelRun(self, request: admin_pb2.CancelRunRequest, context: Context) -> admin_pb2.CancelRunResponse:
-        run = await self._runtime.read(lambda state: _find(state, request.run))
+        run = await self._runtime.read(lambda state: named_run(state, request.run))
         answer = await self._runtime.submit(RunCancelled(now_ms=self._runtime.now_ms(), run=run))
         match answer:
             case Done():
@@ -117,7 +118,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return wire_admin.node_list(infos, addresses)
 
     async def GetLedger(self, request: admin_pb2.GetLedgerRequest, context: Context) -> admin_pb2.GetLedgerResponse:
-        run = await self._runtime.read(lambda state: _find(state, request.run))
+        run = await self._runtime.read(lambda state: named_run(state, request.run))
         ledger = await self._runtime.read(lambda state: queries.ledger(state, run))
         return wire_admin.ledger(ledger, self._bytes_by_plane())
 
@@ -135,6 +136,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.ShutdownResponse(message="stopping at once" if request.now else "draining, then stopping")
 
 
+def _target_of(spec: RunSpec) -> Digest:
+    return spec.target if isinstance(spec, CrispSpec) else NO_DIGEST
+
+
 def _spec_of(request: admin_pb2.StartRunRequest) -> RunSpec:
     if len(request.spec_json.encode()) > MAX_SPEC_BYTES:
         raise SpecError("spec.too-large", f"the spec has more than {MAX_SPEC_BYTES} bytes", "shorten it")
@@ -148,7 +153,12 @@ def _spec_of(request: admin_pb2.StartRunRequest) -> RunSpec:
         raise SpecError("spec.not-json", f"the spec is no JSON object: {error}", "send the canonical spec") from None
 
 
-def _find(state: State, text: str) -> RunId:
+def named_run(state: State, text: str) -> RunId:
+    """A run by id, unique prefix or name.
+
+    Raises:
+        Refused: ``refused.no-such-run``.
+    """
     run = queries.find_run(state, text)
     if run is None:
         raise Refused("refused.no-such-run", f"no run, or more than one, is called {text!r}", "see `potluck run list`")
@@ -156,4 +166,4 @@ def _find(state: State, text: str) -> RunId:
 
 
 def _run_info(state: State, text: str) -> queries.RunInfo:
-    return queries.run_info(state, _find(state, text))
+    return queries.run_info(state, named_run(state, text))

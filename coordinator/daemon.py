@@ -24,12 +24,14 @@ from coordinator.enrol import DEFAULT_EXPIRES_MS, Enrolment, EnrolService, issue
 from coordinator.home import CoordinatorHome, Keys, Ports
 from coordinator.journal import SqliteJournal
 from coordinator.local_admin import Reach, renew_administrator
+from coordinator.mixture_service import MixtureService
 from coordinator.peers import AccessList
 from coordinator.planning import evaluate_plan
 from coordinator.recording import Recording
 from coordinator.runtime import PlanEvaluator, Runtime
 from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
+from coordinator.traffic import Traffic
 from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
 from potluck.errors import JoinError, UsageError
@@ -44,7 +46,16 @@ from potluck.net.guard import Guard
 from potluck.net.join import INSECURE, JoinString
 from potluck.net.tls import fingerprint
 from potluck.telemetry import logger
-from potluck.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, node_pb2, node_pb2_grpc
+from potluck.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    artifact_pb2,
+    artifact_pb2_grpc,
+    mixture_pb2,
+    mixture_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+)
 
 MID_PUT = "coordinator.mid-put"
 DRAIN_S = 10.0
@@ -131,6 +142,7 @@ class Daemon:
             deliver=self._sessions.deliver,
         )
         self._recording = Recording(recorder, self._runtime)
+        self._traffic = Traffic(runtime=self._runtime, store=self._store)
         self._enrolment = Enrolment(runtime=self._runtime, authority=self._keys.authority, access=self._access)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._ports = NO_PORTS
@@ -218,6 +230,7 @@ class Daemon:
             store=self._store,
             sessions=self._sessions,
             recording=self._recording,
+            traffic=self._traffic,
             boot_id=self._boot_id,
             heartbeat_ms=heartbeat_ms,
         )
@@ -232,6 +245,8 @@ class Daemon:
         artifact = ArtifactService(runtime=self._runtime, store=self._store)
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifact, control)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, control)
+        mixture = MixtureService(runtime=self._runtime, store=self._store, traffic=self._traffic)
+        mixture_pb2_grpc.add_MixtureServiceServicer_to_server(mixture, control)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, control)
         names = [
             module.DESCRIPTOR.services_by_name[name].full_name
@@ -239,6 +254,7 @@ class Daemon:
                 (node_pb2, "NodeService"),
                 (artifact_pb2, "ArtifactService"),
                 (admin_pb2, "AdminService"),
+                (mixture_pb2, "MixtureService"),
                 (health_pb2, "Health"),
             )
         ]

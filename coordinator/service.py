@@ -22,6 +22,7 @@ from coordinator.core.state import State
 from coordinator.recording import Recording
 from coordinator.runtime import Runtime
 from coordinator.sessions import Sessions, Stream
+from coordinator.traffic import Traffic
 from potluck.errors import PotluckError, UsageError
 from potluck.ids import Digest, Fence, NodeId, is_digest
 from potluck.net.blobs.store import BlobStore
@@ -51,11 +52,13 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         store: BlobStore,
         sessions: Sessions,
         recording: Recording,
+        traffic: Traffic,
         boot_id: str,
         heartbeat_ms: int,
     ) -> None:
         self._runtime = runtime
         self._recording = recording
+        self._traffic = traffic
         self._store = store
         self._sessions = sessions
         self._boot_id = boot_id
@@ -118,7 +121,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         try:
             await self._runtime.tell(opened)
             log.fact("session-opened", node=peer.node_id, role=peer.role, hostname=opened.hostname)
-            orderly = await self._converse(items, stream, context)
+            orderly = await self._converse(items, stream, peer, context)
         finally:
             self._sessions.close(stream)
             log.fact("session-closed", node=peer.node_id, orderly=orderly)
@@ -133,9 +136,11 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         check_version(first.hello.hello.version)
         return first.hello
 
-    async def _converse(self, items: AsyncIterator[node_pb2.UpItem], stream: Stream, context: Context) -> bool:
+    async def _converse(
+        self, items: AsyncIterator[node_pb2.UpItem], stream: Stream, peer: Peer, context: Context
+    ) -> bool:
         """Both directions at once; whichever ends first ends the other."""
-        reading = asyncio.ensure_future(self._listen(items, stream.node))
+        reading = asyncio.ensure_future(self._listen(items, peer))
         writing = asyncio.ensure_future(stream.write_to(context))
         try:
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
@@ -147,10 +152,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                 with contextlib.suppress(asyncio.CancelledError, grpc.aio.BaseError):
                     await task
 
-    async def _listen(self, items: AsyncIterator[node_pb2.UpItem], node: NodeId) -> bool:
+    async def _listen(self, items: AsyncIterator[node_pb2.UpItem], peer: Peer) -> bool:
         """Takes what the node says; True after a bye. A lost node looks like a clean end without one."""
         async for item in items:
-            now_ms = self._runtime.now_ms()
+            now_ms, node = self._runtime.now_ms(), peer.node_id
             match item.WhichOneof("item"):
                 case "heartbeat":
                     beat = wire.heartbeat_received(item.heartbeat, node, now_ms)
@@ -158,6 +163,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                     await self._recording.heartbeat(beat)
                 case "serving":
                     await self._runtime.tell(wire.serving_reported(item.serving, node, now_ms))
+                case "traffic":
+                    if peer.role != "router":
+                        raise UsageError("usage.bad-request", f"a {peer.role} told of traffic", "only routers count it")
+                    await self._traffic.take(item.traffic)
                 case "bye":
                     return True
                 case "hello" | None:

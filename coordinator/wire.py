@@ -267,7 +267,11 @@ _FIXES = {
     "join.unknown-token": "ask for a new join string: potluck invite",
     "refused.revoked": "ask for a new join string and join again",
     "refused.no-such-run": "see `potluck run list`",
-    "refused.run-ended": "nothing is left to cancel",
+    "refused.run-ended": "see what became of it with `potluck run status`",
+    "refused.not-steerable": "give its spec a [partition] and start that as a run of its own",
+    "refused.gate-open": "see how far it is with `potluck mix history`, and try again after the verdict",
+    "refused.too-late": "start a new run, with more steps or with the mixture you want",
+    "refused.too-many": "start a new run with the mixture you want",
 }
 
 

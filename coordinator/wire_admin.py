@@ -39,7 +39,7 @@ def run_list(infos: Sequence[queries.RunInfo]) -> admin_pb2.ListRunsResponse:
             break
         if run.state != RUNNING:
             run.ClearField("lineages")
-    _check_size(answer.ByteSize(), "the list of runs")
+    check_size(answer.ByteSize(), "the list of runs")
     return answer
 
 
@@ -48,7 +48,7 @@ def node_list(infos: Sequence[queries.NodeInfo], addresses: Mapping[NodeId, str]
     answer = admin_pb2.ListNodesResponse(nodes=[admin_pb2.NodeInfo(**to_mapping(info)) for info in infos])
     for node in answer.nodes:
         node.address = addresses.get(NodeId(node.node), "")
-    _check_size(answer.ByteSize(), "the list of nodes")
+    check_size(answer.ByteSize(), "the list of nodes")
     return answer
 
 
@@ -61,10 +61,13 @@ def ledger(found: queries.Ledger, bytes_by_plane: Mapping[Plane, int]) -> admin_
         for line in answer.lineages:
             for link in line.ranges:
                 link.parent, link.child = short(link.parent), short(link.child)
-    _check_size(answer.ByteSize(), "the ledger")
+    check_size(answer.ByteSize(), "the ledger")
     return answer
 
 
-def _check_size(num_bytes: int, what: str) -> None:
+def check_size(num_bytes: int, what: str) -> None:
+    """Raises:
+    ResourceError: ``resource.answer-too-large``.
+    """
     if num_bytes > MAX_BYTES:
         raise ResourceError("resource.answer-too-large", f"{what} has {num_bytes} bytes", "ask for a single run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from potluck.client_requests import (
     generate_request,
     route_request,
     score_request,
+    steer_request,
 )
 from potluck.client_values import Generated, Routed, Scored
 from potluck.errors import JoinError, NotReachable, PotluckError
@@ -26,7 +27,7 @@ from potluck.net.diagnose import diagnose, diagnose_sync
 from potluck.net.guard import error_from_rpc
 from potluck.net.identity import Identity
 from potluck.net.tls import COORDINATOR_NAME, ROUTER_NAME
-from potluck.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc
+from potluck.v1 import admin_pb2, admin_pb2_grpc, mixture_pb2, mixture_pb2_grpc, router_pb2, router_pb2_grpc
 
 __all__ = ["AdminClient", "AsyncRouterClient", "Generated", "Routed", "RouterClient", "Scored", "identity_in"]
 
@@ -52,7 +53,7 @@ def identity_in(home: Path) -> Identity:
 
 
 class AdminClient:
-    """AdminService of a coordinator, synchronous; returns the messages of ``admin.proto``.
+    """AdminService and MixtureService of a coordinator, synchronous; returns the messages of their protos.
 
     Every method raises `PotluckError`s: the coordinator's, or ``net.*`` and ``join.*`` with the cause when the
     call does not get there.
@@ -68,6 +69,7 @@ class AdminClient:
         self._target = target or identity.control_target
         self._channel = open_sync_channel(identity, target=self._target)
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._mixtures = mixture_pb2_grpc.MixtureServiceStub(self._channel)
 
     @classmethod
     def connect(cls, home: Path) -> Self:
@@ -129,6 +131,54 @@ class AdminClient:
             return self._stub.GetLedger(
                 admin_pb2.GetLedgerRequest(run=checked_text("run", run)), timeout=CALL_TIMEOUT_S
             )
+
+    def show_mixture(self, run: str) -> mixture_pb2.MixtureInfo:
+        """How much of each domain a run reads, and its history."""
+        with self._errors():
+            request = mixture_pb2.ShowMixtureRequest(run=checked_text("run", run))
+            return self._mixtures.ShowMixture(request, timeout=CALL_TIMEOUT_S)
+
+    def set_mixture(
+        self, run: str, weights: Mapping[str, float], *, request_id: str, others_zero: bool = False, reason: str = ""
+    ) -> mixture_pb2.SteerResponse:
+        """Changes a run's mixture from the end of what was given out.
+
+        Args:
+            run: id, unique prefix or name.
+            weights: by domain name; shares of all that is read, or proportions with `others_zero`.
+            request_id: the same gets the same answer.
+            others_zero: nothing else is read. False: the other domains share the rest by their natural shares.
+            reason: for people, at most 256 characters.
+        """
+        request = steer_request(run, weights, request_id, others_zero, "person", reason, None)
+        with self._errors():
+            return self._mixtures.SetMixture(request, timeout=CALL_TIMEOUT_S)
+
+    def propose_mixture(
+        self,
+        run: str,
+        weights: Mapping[str, float],
+        *,
+        request_id: str,
+        others_zero: bool = False,
+        origin: str = "person",
+        reason: str = "",
+        prior_requests: float | None = None,
+    ) -> mixture_pb2.SteerResponse:
+        """As `set_mixture`, but two forks are trained first, and the proposal is kept only if it is no worse.
+
+        With the origin ``traffic`` the weights may be empty: what routers counted makes the mixture, and the
+        natural mixture counts for `prior_requests` more. The other origins are ``person`` and ``target``.
+        """
+        request = steer_request(run, weights, request_id, others_zero, origin, reason, prior_requests)
+        with self._errors():
+            return self._mixtures.ProposeMixture(request, timeout=CALL_TIMEOUT_S)
+
+    def get_traffic(self, run: str, *, reset: bool = False) -> mixture_pb2.TrafficInfo:
+        """Requests by domain that routers counted; `reset`: count anew afterwards."""
+        with self._errors():
+            request = mixture_pb2.GetTrafficRequest(run=checked_text("run", run), reset=reset)
+            return self._mixtures.GetTraffic(request, timeout=CALL_TIMEOUT_S)
 
     def invite(self, *, count: int, expires_ms: int, role: str) -> tuple[str, ...]:
         """New single-use join strings for a role: node, router, client or admin."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from potluck.errors import UsageError
 from potluck.lm.stopping import checked_stops
 from potluck.net.address import split_host_port
-from potluck.v1 import router_pb2
+from potluck.v1 import mixture_pb2, router_pb2
 
 Prompt = str | Sequence[int]
 MAX_TOKEN_ID = (1 << 32) - 1
@@ -95,6 +95,26 @@ def generate_request(
     else:
         request.tokens.CopyFrom(_token_ids(prompt))
     return request
+
+
+def steer_request(
+    run: str,
+    weights: Mapping[str, float],
+    request_id: str,
+    others_zero: bool,
+    origin: str,
+    reason: str,
+    prior_requests: float | None,
+) -> mixture_pb2.SteerRequest:
+    return mixture_pb2.SteerRequest(
+        run=checked_text("run", run),
+        weights={checked_text("weights", name): weight for name, weight in weights.items()},
+        request_id=checked_text("request_id", request_id),
+        others_zero=others_zero,
+        origin=checked_text("origin", origin),
+        reason=checked_text("reason", reason),
+        prior_requests=prior_requests,
+    )
 
 
 def _token_ids(ids: Sequence[int]) -> router_pb2.TokenIds:

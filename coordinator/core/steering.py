@@ -42,13 +42,17 @@ def on_mixture_steered(state: State, event: MixtureSteered) -> list[Effect]:
     return [Reply(answer=_answer(entry)), AdvancePlan(run=run.run)]
 
 
+def not_steerable(run: Run) -> Denied:
+    reason = f"run {short(run.run)} does not train on a mixture, or not yet (its spec needs a [partition])"
+    return Denied(error_id="refused.not-steerable", reason=reason)
+
+
 def _why_not(run: Run) -> Denied | None:
     name = short(run.run)
     if not isinstance(run.status, Running):
         return Denied(error_id="refused.run-ended", reason=f"run {name} has ended: its mixture cannot change any more")
     if run.steering is None:
-        reason = f"run {name} does not train on a mixture, or not yet (its spec needs a [partition])"
-        return Denied(error_id="refused.not-steerable", reason=reason)
+        return not_steerable(run)
     if run.steering.gate_open:
         reason = f"a proposal for run {name} is at the gate; wait for its verdict (`potluck mix show`)"
         return Denied(error_id="refused.gate-open", reason=reason)

@@ -32,6 +32,7 @@ DEFAULT_ACCESS: Mapping[str, frozenset[str]] = {
     "/potluck.v1.NodeService/Session": frozenset({"node", "router"}),
     "/potluck.v1.ArtifactService/": EVERY_ROLE,
     "/potluck.v1.AdminService/": frozenset({"admin"}),
+    "/potluck.v1.MixtureService/": frozenset({"admin"}),
     "/potluck.v1.RouterService/": EVERY_ROLE,
     "/potluck.v1.ExpertService/": frozenset({"node"}),
     "/grpc.health.v1.Health/": EVERY_ROLE,

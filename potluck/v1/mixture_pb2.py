@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18potluck/v1/mixture.proto\x12\npotluck.v1\"!\n\x12ShowMixtureRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"M\n\x0c\x44omainWeight\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x0f\n\x07natural\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x03\"\xea\x01\n\x0bMixtureInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\t\x12)\n\x07\x63urrent\x18\x04 \x03(\x0b\x32\x18.potluck.v1.DomainWeight\x12,\n\x08versions\x18\x05 \x03(\x0b\x32\x1a.potluck.v1.MixtureVersion\x12.\n\tproposals\x18\x06 \x03(\x0b\x32\x1b.potluck.v1.MixtureProposal\x12\x0f\n\x07to_step\x18\x07 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x03\"v\n\x0eMixtureVersion\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x11\n\tfrom_step\x18\x02 \x01(\x03\x12\x0f\n\x07mixture\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x03\"\xf3\x01\n\x0fMixtureProposal\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0f\n\x07\x61t_step\x18\x02 \x01(\x03\x12\x12\n\ngate_steps\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07mixture\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ndifference\x18\x08 \x01(\x01\x12\x0b\n\x03low\x18\t \x01(\x01\x12\x0c\n\x04high\x18\n \x01(\x01\x12\x17\n\x0fsmallest_effect\x18\x0b \x01(\x01\x12\x12\n\ngate_flops\x18\x0c \x01(\x01\x12\x0f\n\x07unix_ms\x18\r \x01(\x03\"\xcc\x01\n\x0cSteerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x36\n\x07weights\x18\x03 \x03(\x0b\x32%.potluck.v1.SteerRequest.WeightsEntry\x12\x13\n\x0bothers_zero\x18\x04 \x01(\x08\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\">\n\rSteerResponse\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07mixture\x18\x03 \x01(\t\"/\n\x11GetTrafficRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05reset\x18\x02 \x01(\x08\"l\n\x0bTrafficInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x63ounting\x18\x02 \x01(\x08\x12\'\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x17.potluck.v1.DomainCount\x12\x15\n\rsince_unix_ms\x18\x04 \x01(\x03\"/\n\x0b\x44omainCount\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x03\x32\xa8\x02\n\x0eMixtureService\x12\x46\n\x0bShowMixture\x12\x1e.potluck.v1.ShowMixtureRequest\x1a\x17.potluck.v1.MixtureInfo\x12\x41\n\nSetMixture\x12\x18.potluck.v1.SteerRequest\x1a\x19.potluck.v1.SteerResponse\x12\x45\n\x0eProposeMixture\x12\x18.potluck.v1.SteerRequest\x1a\x19.potluck.v1.SteerResponse\x12\x44\n\nGetTraffic\x12\x1d.potluck.v1.GetTrafficRequest\x1a\x17.potluck.v1.TrafficInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18potluck/v1/mixture.proto\x12\npotluck.v1\"!\n\x12ShowMixtureRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"M\n\x0c\x44omainWeight\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x0f\n\x07natural\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x03\"\xfe\x01\n\x0bMixtureInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\t\x12)\n\x07\x63urrent\x18\x04 \x03(\x0b\x32\x18.potluck.v1.DomainWeight\x12,\n\x08versions\x18\x05 \x03(\x0b\x32\x1a.potluck.v1.MixtureVersion\x12.\n\tproposals\x18\x06 \x03(\x0b\x32\x1b.potluck.v1.MixtureProposal\x12\x0f\n\x07to_step\x18\x07 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x03\x12\x12\n\ngate_steps\x18\t \x01(\x03\"v\n\x0eMixtureVersion\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x11\n\tfrom_step\x18\x02 \x01(\x03\x12\x0f\n\x07mixture\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x03\"\xbb\x02\n\x0fMixtureProposal\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0f\n\x07\x61t_step\x18\x02 \x01(\x03\x12\x12\n\ngate_steps\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07mixture\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x17\n\ndifference\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03low\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fsmallest_effect\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x12\n\ngate_flops\x18\x0c \x01(\x01\x12\x0f\n\x07unix_ms\x18\r \x01(\x03\x42\r\n\x0b_differenceB\x06\n\x04_lowB\x07\n\x05_highB\x12\n\x10_smallest_effect\"\xfc\x01\n\x0cSteerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x36\n\x07weights\x18\x03 \x03(\x0b\x32%.potluck.v1.SteerRequest.WeightsEntry\x12\x13\n\x0bothers_zero\x18\x04 \x01(\x08\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x1b\n\x0eprior_requests\x18\x07 \x01(\x01H\x00\x88\x01\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_prior_requests\"i\n\rSteerResponse\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07mixture\x18\x03 \x01(\t\x12)\n\x07weights\x18\x04 \x03(\x0b\x32\x18.potluck.v1.DomainWeight\"/\n\x11GetTrafficRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05reset\x18\x02 \x01(\x08\"}\n\x0bTrafficInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x63ounting\x18\x02 \x01(\x08\x12\'\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x17.potluck.v1.DomainCount\x12\x15\n\rsince_unix_ms\x18\x04 \x01(\x03\x12\x0f\n\x07unknown\x18\x05 \x01(\x03\"/\n\x0b\x44omainCount\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x03\x32\xa8\x02\n\x0eMixtureService\x12\x46\n\x0bShowMixture\x12\x1e.potluck.v1.ShowMixtureRequest\x1a\x17.potluck.v1.MixtureInfo\x12\x41\n\nSetMixture\x12\x18.potluck.v1.SteerRequest\x1a\x19.potluck.v1.SteerResponse\x12\x45\n\x0eProposeMixture\x12\x18.potluck.v1.SteerRequest\x1a\x19.potluck.v1.SteerResponse\x12\x44\n\nGetTraffic\x12\x1d.potluck.v1.GetTrafficRequest\x1a\x17.potluck.v1.TrafficInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOMAINWEIGHT']._serialized_start=75
   _globals['_DOMAINWEIGHT']._serialized_end=152
   _globals['_MIXTUREINFO']._serialized_start=155
-  _globals['_MIXTUREINFO']._serialized_end=389
-  _globals['_MIXTUREVERSION']._serialized_start=391
-  _globals['_MIXTUREVERSION']._serialized_end=509
-  _globals['_MIXTUREPROPOSAL']._serialized_start=512
-  _globals['_MIXTUREPROPOSAL']._serialized_end=755
-  _globals['_STEERREQUEST']._serialized_start=758
-  _globals['_STEERREQUEST']._serialized_end=962
-  _globals['_STEERREQUEST_WEIGHTSENTRY']._serialized_start=916
-  _globals['_STEERREQUEST_WEIGHTSENTRY']._serialized_end=962
-  _globals['_STEERRESPONSE']._serialized_start=964
-  _globals['_STEERRESPONSE']._serialized_end=1026
-  _globals['_GETTRAFFICREQUEST']._serialized_start=1028
-  _globals['_GETTRAFFICREQUEST']._serialized_end=1075
-  _globals['_TRAFFICINFO']._serialized_start=1077
-  _globals['_TRAFFICINFO']._serialized_end=1185
-  _globals['_DOMAINCOUNT']._serialized_start=1187
-  _globals['_DOMAINCOUNT']._serialized_end=1234
-  _globals['_MIXTURESERVICE']._serialized_start=1237
-  _globals['_MIXTURESERVICE']._serialized_end=1533
+  _globals['_MIXTUREINFO']._serialized_end=409
+  _globals['_MIXTUREVERSION']._serialized_start=411
+  _globals['_MIXTUREVERSION']._serialized_end=529
+  _globals['_MIXTUREPROPOSAL']._serialized_start=532
+  _globals['_MIXTUREPROPOSAL']._serialized_end=847
+  _globals['_STEERREQUEST']._serialized_start=850
+  _globals['_STEERREQUEST']._serialized_end=1102
+  _globals['_STEERREQUEST_WEIGHTSENTRY']._serialized_start=1037
+  _globals['_STEERREQUEST_WEIGHTSENTRY']._serialized_end=1083
+  _globals['_STEERRESPONSE']._serialized_start=1104
+  _globals['_STEERRESPONSE']._serialized_end=1209
+  _globals['_GETTRAFFICREQUEST']._serialized_start=1211
+  _globals['_GETTRAFFICREQUEST']._serialized_end=1258
+  _globals['_TRAFFICINFO']._serialized_start=1260
+  _globals['_TRAFFICINFO']._serialized_end=1385
+  _globals['_DOMAINCOUNT']._serialized_start=1387
+  _globals['_DOMAINCOUNT']._serialized_end=1434
+  _globals['_MIXTURESERVICE']._serialized_start=1437
+  _globals['_MIXTURESERVICE']._serialized_end=1733
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,7 @@ class MixtureInfo(google.protobuf.message.Message):
     PROPOSALS_FIELD_NUMBER: builtins.int
     TO_STEP_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
+    GATE_STEPS_FIELD_NUMBER: builtins.int
     run: builtins.str
     name: builtins.str
     partition: builtins.str
@@ -79,6 +80,8 @@ class MixtureInfo(google.protobuf.message.Message):
     to_step: builtins.int
     """a change now would hold from here"""
     total_steps: builtins.int
+    gate_steps: builtins.int
+    """steps that each fork of a proposal would take"""
     @property
     def current(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainWeight]: ...
     @property
@@ -96,8 +99,9 @@ class MixtureInfo(google.protobuf.message.Message):
         proposals: collections.abc.Iterable[Global___MixtureProposal] | None = ...,
         to_step: builtins.int = ...,
         total_steps: builtins.int = ...,
+        gate_steps: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["current", b"current", "name", b"name", "partition", b"partition", "proposals", b"proposals", "run", b"run", "to_step", b"to_step", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["current", b"current", "gate_steps", b"gate_steps", "name", b"name", "partition", b"partition", "proposals", b"proposals", "run", b"run", "to_step", b"to_step", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
 
 Global___MixtureInfo: typing_extensions.TypeAlias = MixtureInfo
 
@@ -160,7 +164,7 @@ class MixtureProposal(google.protobuf.message.Message):
     origin: builtins.str
     reason: builtins.str
     difference: builtins.float
-    """proposal minus running mixture, nats a token"""
+    """proposal minus running mixture, nats a token; this and the next three once known"""
     low: builtins.float
     high: builtins.float
     smallest_effect: builtins.float
@@ -178,14 +182,23 @@ class MixtureProposal(google.protobuf.message.Message):
         mixture: builtins.str = ...,
         origin: builtins.str = ...,
         reason: builtins.str = ...,
-        difference: builtins.float = ...,
-        low: builtins.float = ...,
-        high: builtins.float = ...,
-        smallest_effect: builtins.float = ...,
+        difference: builtins.float | None = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        smallest_effect: builtins.float | None = ...,
         gate_flops: builtins.float = ...,
         unix_ms: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_step", b"at_step", "difference", b"difference", "gate_flops", b"gate_flops", "gate_steps", b"gate_steps", "high", b"high", "low", b"low", "mixture", b"mixture", "number", b"number", "origin", b"origin", "reason", b"reason", "smallest_effect", b"smallest_effect", "state", b"state", "unix_ms", b"unix_ms"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_difference", b"_difference", "_high", b"_high", "_low", b"_low", "_smallest_effect", b"_smallest_effect", "difference", b"difference", "high", b"high", "low", b"low", "smallest_effect", b"smallest_effect"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_difference", b"_difference", "_high", b"_high", "_low", b"_low", "_smallest_effect", b"_smallest_effect", "at_step", b"at_step", "difference", b"difference", "gate_flops", b"gate_flops", "gate_steps", b"gate_steps", "high", b"high", "low", b"low", "mixture", b"mixture", "number", b"number", "origin", b"origin", "reason", b"reason", "smallest_effect", b"smallest_effect", "state", b"state", "unix_ms", b"unix_ms"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_difference", b"_difference"]) -> typing.Literal["difference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_smallest_effect", b"_smallest_effect"]) -> typing.Literal["smallest_effect"] | None: ...
 
 Global___MixtureProposal: typing_extensions.TypeAlias = MixtureProposal
 
@@ -215,6 +228,7 @@ class SteerRequest(google.protobuf.message.Message):
     OTHERS_ZERO_FIELD_NUMBER: builtins.int
     ORIGIN_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    PRIOR_REQUESTS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     run: builtins.str
     others_zero: builtins.bool
@@ -222,9 +236,11 @@ class SteerRequest(google.protobuf.message.Message):
     origin: builtins.str
     """person | target | traffic"""
     reason: builtins.str
+    prior_requests: builtins.float
+    """how many requests the natural mixture counts for, where traffic is counted"""
     @property
     def weights(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """by domain name, not negative; normalised"""
+        """by domain name, not negative; none with origin traffic: from what was counted"""
 
     def __init__(
         self,
@@ -235,8 +251,11 @@ class SteerRequest(google.protobuf.message.Message):
         others_zero: builtins.bool = ...,
         origin: builtins.str = ...,
         reason: builtins.str = ...,
+        prior_requests: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["origin", b"origin", "others_zero", b"others_zero", "reason", b"reason", "request_id", b"request_id", "run", b"run", "weights", b"weights"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prior_requests", b"_prior_requests", "prior_requests", b"prior_requests"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prior_requests", b"_prior_requests", "origin", b"origin", "others_zero", b"others_zero", "prior_requests", b"prior_requests", "reason", b"reason", "request_id", b"request_id", "run", b"run", "weights", b"weights"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_prior_requests", b"_prior_requests"]) -> typing.Literal["prior_requests"] | None: ...
 
 Global___SteerRequest: typing_extensions.TypeAlias = SteerRequest
 
@@ -247,18 +266,22 @@ class SteerResponse(google.protobuf.message.Message):
     NUMBER_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     MIXTURE_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
     number: builtins.int
     step: builtins.int
     """where it holds from, or where the forks begin"""
     mixture: builtins.str
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainWeight]: ...
     def __init__(
         self,
         *,
         number: builtins.int = ...,
         step: builtins.int = ...,
         mixture: builtins.str = ...,
+        weights: collections.abc.Iterable[Global___DomainWeight] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["mixture", b"mixture", "number", b"number", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mixture", b"mixture", "number", b"number", "step", b"step", "weights", b"weights"]) -> None: ...
 
 Global___SteerResponse: typing_extensions.TypeAlias = SteerResponse
 
@@ -288,10 +311,13 @@ class TrafficInfo(google.protobuf.message.Message):
     COUNTING_FIELD_NUMBER: builtins.int
     COUNTS_FIELD_NUMBER: builtins.int
     SINCE_UNIX_MS_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
     run: builtins.str
     counting: builtins.bool
     """false: no router counts for this run"""
     since_unix_ms: builtins.int
+    unknown: builtins.int
+    """requests of domains that the run's partition does not have; in no count"""
     @property
     def counts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainCount]: ...
     def __init__(
@@ -301,8 +327,9 @@ class TrafficInfo(google.protobuf.message.Message):
         counting: builtins.bool = ...,
         counts: collections.abc.Iterable[Global___DomainCount] | None = ...,
         since_unix_ms: builtins.int = ...,
+        unknown: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["counting", b"counting", "counts", b"counts", "run", b"run", "since_unix_ms", b"since_unix_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counting", b"counting", "counts", b"counts", "run", b"run", "since_unix_ms", b"since_unix_ms", "unknown", b"unknown"]) -> None: ...
 
 Global___TrafficInfo: typing_extensions.TypeAlias = TrafficInfo
 
