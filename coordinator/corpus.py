@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from coordinator.collector import hold
 from coordinator.plans.base import CorpusFacts
 from potluck.errors import CorpusError
-from potluck.ids import Digest, is_digest, short
+from potluck.ids import NO_DIGEST, Digest, is_digest, short
 from potluck.net.blobs.store import BlobStore
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -40,11 +41,14 @@ def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
     return dict(manifest)
 
 
-def corpus_facts_json(corpus: Digest, store: BlobStore) -> str:
-    """Canonical JSON of the facts; raises as `read_manifest` does."""
+def corpus_facts_json(corpus: Digest, store: BlobStore, target: Digest = NO_DIGEST) -> str:
+    """Canonical JSON of the facts of a corpus, and of a target's; raises as `read_manifest` does."""
     manifest = read_manifest(corpus, store)
+    target_shards: tuple[Digest, ...] = ()
+    if target != NO_DIGEST:
+        target_shards = tuple(Digest(shard["digest"]) for shard in read_manifest(target, store)["shards"])
     try:
-        return CorpusFacts.from_manifest(manifest).to_json()
+        return replace(CorpusFacts.from_manifest(manifest), target_shards=target_shards).to_json()
     except (KeyError, TypeError, AttributeError) as error:
         raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
 

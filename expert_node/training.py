@@ -95,6 +95,10 @@ def _start(command: Message, blobs: BlobReader, found: LocalCheckpoint | None) -
         checkpoint = found.manifest.checkpoint
         log.fact("resumed-locally", lineage=checkpoint.lineage, head_step=command["head_step"], step=checkpoint.step)
         return Head(step=checkpoint.step, weights=found.weights, optimizer=found.optimizer)
+    origin = Recipe.from_json(command["recipe_json"]).origin
+    if not command["head_step"] and origin is not None:
+        inherited = blobs.path(origin.optimizer) if origin.optimizer != NO_DIGEST else None
+        return Head(step=0, weights=blobs.path(origin.weights), optimizer=inherited)
     if not command["head_step"]:
         return None
     weights, optimizer = blobs.path(command["weights"]), blobs.path(command["optimizer"])

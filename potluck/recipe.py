@@ -15,7 +15,7 @@ from typing import Literal
 
 from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import SpecError
-from potluck.ids import Digest, LineageId, canonical_json, digest_json
+from potluck.ids import NO_DIGEST, Digest, LineageId, canonical_json, digest_json
 from potluck.lm.config import ModelConfig
 
 
@@ -192,12 +192,21 @@ class Recipe:
     """Canonical JSON of the rule that makes the segments, digests of its inputs included."""
     commit_every: int
     """Steps between commits, segment ends aside."""
-    origin: Origin | None = added(None)
+    origin: Origin | None = added(None)  # noqa: RUF009 - a field's declaration, made once
 
     @property
     def num_steps(self) -> int:
         """Steps of this lineage: what its origin leaves of the schedule."""
         return self.schedule.total_steps - (self.origin.step if self.origin is not None else 0)
+
+    def schedule_step(self, step: int) -> int:
+        """Step of the schedule at step `step` of this lineage."""
+        return step + (self.origin.step if self.origin is not None else 0)
+
+    def optimizer_step(self, step: int) -> int:
+        """Updates that the optimizer's state has seen after `step` steps of this lineage."""
+        inherited = self.origin is not None and self.origin.optimizer != NO_DIGEST
+        return self.schedule_step(step) if inherited else step
 
     @cached_property
     def id(self) -> LineageId:

@@ -16,6 +16,7 @@ from potluck.lm.config import PRESETS
 from potluck.lm.flops import forward_flops, train_flops
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
+from potluck.specs.cluster import ClusterSpec
 from potluck.specs.run import RunSpec
 from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
 from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
@@ -212,6 +213,8 @@ def training_bytes(spec: RunSpec) -> int:
     """Peak memory of training the largest model of a run, beyond the program itself."""
     if isinstance(spec, SmallTalkSpec):
         return cost_of(spec).expert_memory_bytes
+    if isinstance(spec, ClusterSpec):
+        return 0
     batch = spec.training.batch_size
     return spec.memory_for(spec.full_model(), batch_size=batch, sequence=spec.text.sequence_length)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from potluck.errors import DataError
 from potluck.ids import Digest, Json, digest_file
+from sampling.mixture import natural
 from sampling.taskio import BlobReader, TaskCall, TaskOutput, load_array
 
 EXCLUDED = 0xFFFFFFFF
@@ -68,11 +69,18 @@ def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
     return parse_labels(json.loads(blobs.path(digest).read_text(encoding="utf-8")))
 
 
+def join_labels(call: TaskCall) -> TaskOutput:
+    """Task `fit`, what `joined`: labels `labels-NNNNN` of parts as one array."""
+    parts = [np.asarray(load_array(call.path(name)), dtype=np.uint32) for name in call.numbered("labels")]
+    return TaskOutput(files={"joined": call.write_array("joined", np.concatenate(parts))})
+
+
 def collect_labels(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `labels`: the labels of all parts, in the order of the tokens manifest's train parts.
 
     Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON whose `domains`
     are in the order of the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out).
+    Beside the manifest comes `natural`, the mixture of reading evenly what is left.
 
     Raises:
         DataError: ``data.bad-labels``, lengths or labels do not fit.
@@ -96,6 +104,8 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         what = f"label {int(kept.max())} with {len(domains)} domains"
         raise DataError("data.bad-labels", what, "label with the partition that is named")
     sizes = np.bincount(kept, minlength=len(domains)).tolist()
+    if not kept.size:
+        raise DataError("data.bad-labels", "every row is excluded", "take a corpus that is not the target itself")
     path = call.write_array("array", labels)
     digest = digest_file(path)
     manifest: dict[str, Json] = {
@@ -111,8 +121,11 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         "labels": digest,
         "blobs": {"labels": digest},
     }
+    partition = Digest(call.inputs["partition"])
+    evenly = call.out / "natural.json"
+    evenly.write_text(natural(partition, dict(zip(domains, sizes, strict=True))).to_json(), encoding="utf-8")
     return TaskOutput(
-        files={"labels": call.write_json("labels", manifest), "array": path},
+        files={"labels": call.write_json("labels", manifest), "array": path, "natural": evenly},
         figures={
             "rows": count,
             "excluded": count - len(kept),

@@ -16,8 +16,9 @@ from sampling import cards, cluster, compare, contest, embed, partition, scoring
 from sampling.assign import balanced_assignment
 from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
-from sampling.labels import collect_labels
+from sampling.labels import collect_labels, join_labels
 from sampling.near_duplicates import fit_near_duplicates
+from sampling.targets import fit_target_histogram
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
 __all__ = ["BlobReader", "LocalBlobs", "TaskOutput", "run_task"]
@@ -73,6 +74,8 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "bpe"): tokens.fit_bpe,
     ("fit", "lsi"): embed.fit_lsi_task,
     ("fit", "labels"): collect_labels,
+    ("fit", "joined"): join_labels,
+    ("fit", "target_histogram"): fit_target_histogram,
     ("fit", "histogram"): fit_histogram,
     ("fit", "near_duplicates"): fit_near_duplicates,
     ("tokenise", "part"): tokens.tokenise_part,

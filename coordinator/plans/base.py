@@ -31,6 +31,8 @@ class CorpusFacts:
     """Document shards, in the manifest's order."""
     sources: tuple[str, ...]
     """Sorted names."""
+    target_shards: tuple[Digest, ...] = ()
+    """Of the target's manifest, where the method has a target."""
 
     @staticmethod
     def from_manifest(manifest: Mapping[str, Any]) -> CorpusFacts:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator.plans import single, smalltalk
+from coordinator.plans import cluster, crisp, single, smalltalk
 from coordinator.plans.base import CorpusFacts, Results, Wanted
+from potluck.specs.cluster import ClusterSpec
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import spec_from_json
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
@@ -24,5 +26,9 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
             return smalltalk.advance(spec, corpus, results)
         case SingleSpec():
             return single.advance(spec, corpus, results)
+        case CrispSpec():
+            return crisp.advance(spec, corpus, results)
+        case ClusterSpec():
+            return cluster.advance(spec, corpus, results)
         case _:
             assert_never(spec)

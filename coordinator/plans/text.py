@@ -46,19 +46,30 @@ def want_text(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | s
     )
     if fitted is None:
         return "fitting the tokenizer"
-    tokenizer = fitted.blobs["tokenizer"]
-    parts = _want_parts(spec, corpus, wishes, tokenizer)
-    if len(parts) < len(corpus.shards):
-        return "tokenising"
+    text = want_rows(spec, spec.corpus, corpus.shards, wishes, fitted.blobs["tokenizer"])
+    return "tokenising" if text is None else text
+
+
+def want_rows(
+    spec: CommonSpec, corpus: Digest, shards: tuple[Digest, ...], wishes: Wishes, tokenizer: Digest, what: str = ""
+) -> Text | None:
+    """The rows of a corpus under a tokenizer, the run's own corpus or other text; None while they are made.
+
+    Args:
+        what: for people, the text's name where it is not the corpus: "the target's ".
+    """
+    parts = _want_parts(spec, corpus, shards, wishes, tokenizer, what)
+    if len(parts) < len(shards):
+        return None
     collected = wishes.task(
         "tokenise",
         {"what": "collect", "sequence_length": spec.text.sequence_length, "vocab_size": spec.text.vocab_size},
-        {"corpus": spec.corpus, "tokenizer": tokenizer, **parts},
-        label="collect the rows",
+        {"corpus": corpus, "tokenizer": tokenizer, **parts},
+        label=f"collect {what or 'the '}rows",
         rank=FIRST_RANK,
     )
     if collected is None:
-        return "tokenising"
+        return None
     rows = {split: collected.figures.get(f"{split}_rows") for split in ("train", "valid", "test")}
     return Text(
         tokens=collected.blobs["tokens"],
@@ -86,9 +97,11 @@ def too_small(spec: CommonSpec, text: Text) -> Failed | None:
     return None
 
 
-def _want_parts(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes, tokenizer: Digest) -> dict[str, Digest]:
+def _want_parts(
+    spec: CommonSpec, corpus: Digest, shards: tuple[Digest, ...], wishes: Wishes, tokenizer: Digest, what: str
+) -> dict[str, Digest]:
     parts: dict[str, Digest] = {}
-    for index, shard in enumerate(corpus.shards):
+    for index, shard in enumerate(shards):
         done = wishes.task(
             "tokenise",
             {
@@ -97,8 +110,8 @@ def _want_parts(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes, tokenizer
                 "packing": spec.text.packing,
                 "seed": derive(spec.seed, "packing"),
             },
-            {"documents": shard, "tokenizer": tokenizer, "corpus": spec.corpus},
-            label=f"tokenise shard {index} of {len(corpus.shards)}",
+            {"documents": shard, "tokenizer": tokenizer, "corpus": corpus},
+            label=f"tokenise {what}shard {index} of {len(shards)}",
             rank=FIRST_RANK,
         )
         if done is not None:

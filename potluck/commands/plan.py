@@ -23,6 +23,8 @@ from potluck.lm.flops import train_flops
 from potluck.lm.optim.horizon import describe_horizon
 from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of, training_bytes
 from potluck.specfile import same_call, spec_text
+from potluck.specs.cluster import ClusterSpec
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import RunSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
     if isinstance(spec, SmallTalkSpec):
         _show(spec, cost_of(spec), text, output)
-    else:
+    elif not isinstance(spec, ClusterSpec):
         _show_single(spec, text, output)
     for line in _horizons(spec):
         output.line(line)
@@ -166,7 +168,7 @@ def _show(spec: SmallTalkSpec, cost: Cost, text: Mapping[str, Any], output: Outp
     output.line(f"memory: about {memory} a node while it trains, of which {human_bytes(WORKER_BYTES)} are the program")
 
 
-def _show_single(spec: SingleSpec, text: Mapping[str, Any], output: Output) -> None:
+def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: Output) -> None:
     how, length = spec.training, spec.text.sequence_length
     parameters, tokens = spec.full_model().num_parameters, how.steps * how.batch_size * length
     flops = how.steps * how.batch_size * train_flops(spec.full_model(), length)
@@ -208,8 +210,10 @@ def _horizons(spec: RunSpec) -> list[str]:
     if isinstance(spec, SmallTalkSpec):
         cost = cost_of(spec)
         steps = {"routers": cost.router_steps, "experts": cost.expert_steps, "dense twin": cost.dense_steps}
-    else:
+    elif isinstance(spec, SingleSpec | CrispSpec):
         steps = {"the model": spec.training.steps}
+    else:
+        return []
     lines = {of: describe_horizon(spec.optimizer, count, of=of) for of, count in steps.items() if count}
     return [f"{of}: {line}" for of, line in lines.items() if line]
 

@@ -51,7 +51,8 @@ class Head:
 
     step: int
     weights: Path
-    optimizer: Path
+    optimizer: Path | None
+    """None: a fresh one, as some origins ask for."""
 
 
 @contextlib.contextmanager
@@ -85,13 +86,16 @@ def trainer_at(recipe: Recipe, profile: Profile, head: Head | None, peers: Peers
     """A trainer in this process, alone or with peers."""
     if head is None:
         return Trainer(recipe, profile, peers)
-    files = {"weights": head.weights, "optimizer": head.optimizer}
-    return Trainer.load(recipe, profile, step=head.step, **files, peers=peers)
+    return Trainer.load(recipe, profile, step=head.step, weights=head.weights, optimizer=head.optimizer, peers=peers)
 
 
 def order(recipe: Recipe, profile: Profile, head: Head | None, *, rank: int, store: Path) -> str:
     """The line of JSON that a rank reads first."""
-    state = head and {"step": head.step, "weights": str(head.weights), "optimizer": str(head.optimizer)}
+    state = head and {
+        "step": head.step,
+        "weights": str(head.weights),
+        "optimizer": head.optimizer and str(head.optimizer),
+    }
     told = {"recipe": recipe.to_json(), "profile": to_mapping(profile), "head": state, "rank": rank}
     return canonical_json({**told, "store": str(store)}) + "\n"
 

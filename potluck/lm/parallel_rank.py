@@ -83,7 +83,8 @@ def train(recipe: Recipe, order: dict[str, Any], batches: Batches, out: IO[bytes
     from potluck.lm.parallel import READY, Head, Share, join, trainer_at
 
     profile, state = from_mapping(Profile, order["profile"]), order["head"]
-    head = state and Head(step=state["step"], weights=Path(state["weights"]), optimizer=Path(state["optimizer"]))
+    optimizer = state and state["optimizer"] and Path(state["optimizer"])
+    head = state and Head(step=state["step"], weights=Path(state["weights"]), optimizer=optimizer)
     out.write(READY)
     group = join(profile, rank=order["rank"], store=Path(order["store"]))
     trainer = trainer_at(recipe, profile, head, Share(order["rank"], profile.processes, group))

@@ -152,7 +152,7 @@ class Trainer:
             loss = self._add_gradients(*self._peers.share(rows, weights))
             loss = self._peers.average(self.model.parameters(), loss)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.grad_clip)
-        rate = learning_rate(self.recipe.schedule, self.step)
+        rate = learning_rate(self.recipe.schedule, self.recipe.schedule_step(self.step))
         self._optimizer.step(rate)
         self.step += 1
         tokens = rows.shape[0] * (rows.shape[1] - 1)
@@ -171,9 +171,19 @@ class Trainer:
 
     @staticmethod
     def load(
-        recipe: Recipe, profile: Profile, *, step: int, weights: Path, optimizer: Path, peers: Peers | None = None
+        recipe: Recipe,
+        profile: Profile,
+        *,
+        step: int,
+        weights: Path,
+        optimizer: Path | None,
+        peers: Peers | None = None,
     ) -> Trainer:
         """Continues from the files of a checkpoint after `step` steps, bit by bit as if never interrupted.
+
+        Args:
+            step: steps of this lineage; 0 with the files of its recipe's origin.
+            optimizer: None for a fresh one.
 
         Raises:
             DataError: the files do not belong to the recipe.
@@ -182,7 +192,8 @@ class Trainer:
 
         trainer = Trainer(recipe, profile, peers)
         load_weights(trainer.model, weights)
-        trainer._optimizer.load_state_tensors(load_file(optimizer), step=step)
+        if optimizer is not None:
+            trainer._optimizer.load_state_tensors(load_file(optimizer), step=recipe.optimizer_step(step))
         trainer.step = step
         return trainer
 

@@ -14,16 +14,25 @@ from typing import Any
 from potluck.config import from_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest
+from potluck.specs.cluster import ClusterSpec
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.sections import require
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
 
-RunSpec = SmallTalkSpec | SingleSpec
-METHODS: Mapping[str, type[SmallTalkSpec] | type[SingleSpec]] = {"smalltalk": SmallTalkSpec, "single": SingleSpec}
+RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec
+SpecClass = type[SmallTalkSpec] | type[SingleSpec] | type[CrispSpec] | type[ClusterSpec]
+METHODS: Mapping[str, SpecClass] = {
+    "smalltalk": SmallTalkSpec,
+    "single": SingleSpec,
+    "crisp": CrispSpec,
+    "cluster": ClusterSpec,
+}
 DEFAULT_METHOD = "smalltalk"
+UNKNOWN_DIGEST = Digest("0" * 64)
 
 
-def method_of(body: Mapping[str, Any]) -> type[SmallTalkSpec] | type[SingleSpec]:
+def method_of(body: Mapping[str, Any]) -> SpecClass:
     """The spec class of a mapping's method.
 
     Raises:
@@ -48,13 +57,24 @@ class RunFile:
 
     data: str
     """Folder or file of text, relative to the spec file; or `demo`."""
+    target: str
+    """The target's, where the method has one."""
+    encoder: str
+    """A sentence-transformers folder; empty for LSI."""
     name: str
     priority: int
     body: Mapping[str, Any]
 
-    def canonical(self, corpus: Digest) -> RunSpec:
-        """The canonical spec, once the corpus has a digest. Presets become numbers."""
-        return spec_from_mapping({**self.body, "corpus": corpus}).resolved()
+    def canonical(
+        self, corpus: Digest, *, target: Digest = UNKNOWN_DIGEST, encoder: Digest = UNKNOWN_DIGEST
+    ) -> RunSpec:
+        """The canonical spec, once the text has digests. Presets become numbers."""
+        body = {**self.body, "corpus": corpus}
+        if self.target:
+            body["target"] = target
+        if self.encoder:
+            body["partition"] = {**body["partition"], "encoder": encoder}
+        return spec_from_mapping(body).resolved()
 
 
 def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
@@ -79,6 +99,22 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
         if key not in allowed:
             fix = f"allowed here: {', '.join(sorted(allowed | {'data', 'name', 'priority'}))}"
             raise SpecError("spec.unknown-key", f"unknown key {key}", fix)
-    file = RunFile(data=data, name=name, priority=priority, body=body)
-    file.canonical(Digest("0" * 64))
+    target, encoder = _paths(body)
+    file = RunFile(data=data, target=target, encoder=encoder, name=name, priority=priority, body=body)
+    file.canonical(UNKNOWN_DIGEST)
     return file
+
+
+def _paths(body: dict[str, Any]) -> tuple[str, str]:
+    """Takes the paths out whose digests are computed: the target's and the encoder's."""
+    target, encoder = "", ""
+    if method_of(body) is CrispSpec:
+        target = body.pop("target", "")
+        ok = isinstance(target, str) and bool(target)
+        require(ok, "target", target, "a folder or file with text like what the specialist is for")
+    partition = body.get("partition")
+    if isinstance(partition, Mapping) and partition.get("encoder"):
+        encoder = partition["encoder"]
+        require(isinstance(encoder, str), "partition.encoder", encoder, "a sentence-transformers folder")
+        body["partition"] = {key: value for key, value in partition.items() if key != "encoder"}
+    return target, encoder

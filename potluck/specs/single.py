@@ -8,6 +8,7 @@ from typing import Literal
 
 from potluck.lm.config import ModelConfig
 from potluck.recipe import require_shares
+from potluck.specs.partition import MixtureSpec, PartitionSpec
 from potluck.specs.sections import CommonSpec, ModelShape, require
 
 
@@ -34,6 +35,8 @@ class SingleSpec(CommonSpec):
     method: Literal["single"]
     model: ModelShape = field(default_factory=lambda: ModelShape(preset="0.08M"))
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    partition: PartitionSpec = field(default_factory=PartitionSpec)
+    mixture: MixtureSpec = field(default_factory=MixtureSpec)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ from potluck.net.blobs.client import BlobClient
 from potluck.net.blobs.store import BlobStore
 from potluck.net.channels import open_sync_channel
 from potluck.net.identity import Identity
-from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.run import RunSpec
 from potluck.v1 import admin_pb2, admin_pb2_grpc
 
 READY_S = 60.0
@@ -181,7 +181,7 @@ class Cluster:
             for future in [blobs.put(digest, path, "corpus") for digest, path in files.items()]:
                 future.result(timeout=CALL_S)
 
-    def start_run(self, spec: SmallTalkSpec, *, name: str = "run") -> str:
+    def start_run(self, spec: RunSpec, *, name: str = "run") -> str:
         """Starts the run of a spec whose corpus has been put; its id."""
         self._requests += 1
         with self.client() as client:
