@@ -12,12 +12,14 @@ import pytest
 
 from potluck.ids import Digest
 from potluck.net.blobs.store import BlobStore
-from potluck.recipe import AdamWConfig, OptimizerConfig, Recipe
+from potluck.recipe import AdamWConfig, AdEMAMixConfig, OptimizerConfig, Recipe
 from tests.integration.test_node_leases import MODEL, put_tokens, recipe, two_segments
 from tests.integration.worker_process import Lineage, WorkerProcess
 
 STEPS = 72
 RECIPE = recipe(total_steps=STEPS, commit_every=10)
+SLOW_AVERAGE = AdEMAMixConfig(beta3=0.92, slow_dtype="bfloat16", from_fraction=0.25, until_fraction=0.75)
+"""It is taken up and retires on the way."""
 MIB = 1 << 20
 
 
@@ -59,7 +61,7 @@ class Lineages:
         return [line for line in self.log.read_text().splitlines() if f" {event} " in line]
 
 
-@pytest.mark.parametrize("optimizer", [AdamWConfig()], ids=lambda config: config.name)
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), SLOW_AVERAGE], ids=lambda config: config.name)
 def test_a_worker_killed_at_ten_random_steps_resumes_to_the_chain_of_one_that_never_was(
     optimizer: OptimizerConfig, lineages: Lineages
 ) -> None:
