@@ -31,8 +31,8 @@ from potluck.lm.optim.horizon import active_range, alpha_at, beta3_at, is_active
 from potluck.lm.optim.slices import Chunk, cut, views
 from potluck.recipe import AdEMAMixConfig
 
-SLICE = 1 << 17
-"""Elements both kernels visit before the next ones, which the second then finds in the cache: 2.5 MiB in all."""
+SLICE = 1 << 18
+"""Elements both kernels visit before the next ones, which the second then finds in the cache: 5 MiB in all."""
 DEVICE_SLICE = 1 << 24
 """On an accelerator, where slices only bound the scratch memory."""
 
