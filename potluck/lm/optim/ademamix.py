@@ -87,6 +87,8 @@ class AdEMAMix:
                 if found:
                     here = bound if all(present) else bound.only(present)
                     self._step_chunk(here, found, kernels, learning_rate, chunk.decayed)
+                if self._slow and self._mix and not all(present):
+                    self._carry_mix(bound.only([not one for one in present]), kernels)
             self._mix_scale.fill_(kernels.mix_scale)
             if self._slow and not self._is_active:
                 self._retire_slow(kernels)
@@ -196,6 +198,7 @@ class AdEMAMix:
             rate_factor=(1 - keep**step) / (correction * scale),
             mix_scale=scale,
             slow_share=share,
+            share_before=share_before,
         )
 
     def _step_chunk(
@@ -217,6 +220,12 @@ class AdEMAMix:
             epsilon=self._config.epsilon,
             weight_decay=self._config.weight_decay / kernels.rate_factor if decayed else 0.0,
         )
+
+    def _carry_mix(self, state: _Bound, kernels: _Step) -> None:
+        """The mix of the same averages under the new s and k, of parameters without a gradient."""
+        for mix, slow in zip(state.mix, state.slow, strict=True):
+            mix.mul_(kernels.mix_scale / float(self._mix_scale))
+            mix.add_(slow.to(mix.dtype), alpha=kernels.mix_scale * (kernels.slow_share - kernels.share_before))
 
     def _update_slow(self, state: _Bound, gradients: list[Tensor], beta3: float, add_slow: float) -> None:
         """The slow average's step, and the mix plus `add_slow` times the result."""
@@ -252,6 +261,8 @@ class _Step:
     """s after the step."""
     slow_share: float = 0.0
     """k after the step."""
+    share_before: float = 0.0
+    """k before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
