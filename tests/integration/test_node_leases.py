@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from expert_node import workshop
 from expert_node.__main__ import lock_home
 from expert_node.daemon import Node
 from potluck.errors import ResourceError
@@ -462,6 +463,27 @@ def test_a_node_killed_in_mid_step_leaves_no_worker_and_its_next_process_goes_on
             assert [c.end_step for c in twin.commits] == [4, 6, 8, 12]
 
     run(scenario)
+
+
+def test_a_node_that_comes_back_resumes_from_its_local_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workshop, "LOCAL_CHECKPOINT_MS", 0)
+
+    async def scenario() -> None:
+        async with coordinator_twin(tmp_path) as (twin, identity):
+            what = recipe(total_steps=200_000, commit_every=100_000)
+            segments = two_segments(put_tokens(twin.store, tmp_path, 40), 100_000, 100_000)
+            for fence in (1, 2):
+                twin.beats.clear()
+                twin.leases.append(train_lease(fence, what, segments))
+                async with running_node(tmp_path / "node", identity):
+                    await twin.until(lambda: bool(twin.beats) and twin.beats[-1].step > 1)
+            (kept,) = (tmp_path / "node" / "work" / "local").iterdir()
+            assert kept.name == what.id
+
+    run(scenario)
+    assert "resumed-locally" in capfd.readouterr().err
 
 
 def test_two_nodes_do_not_share_a_home(tmp_path: Path) -> None:
