@@ -20,8 +20,12 @@ from sampling.embed_lsi import normalised
 SEED_POINTS_PER_CENTROID = 16
 MIN_SEED_POINTS = 4096
 """Vectors among which a start is sought: enough for each centroid to have neighbours to be chosen from."""
+MAX_PLAIN_START = 1024
+"""Centroids up to which k-means++ looks at the whole sample; beyond, it would cost more than the iterations."""
+GROUP_CENTROIDS = 256
+COARSE_ITERATIONS = 4
 DUPLICATE_TOLERANCE = 1e-6
-"""Squared distances below this share of the squared lengths are rounding: the two are one point."""
+"""Distances that sum to less than this share of the squared lengths are rounding: all points are chosen."""
 GPU_SCORES = 1 << 24
 """Vectors times centroids from which a GPU is worth the transfer."""
 
@@ -155,9 +159,11 @@ def start_centroids(vectors: np.ndarray, k: int, *, seed: int) -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(seed))
     size = min(len(vectors), max(MIN_SEED_POINTS, SEED_POINTS_PER_CENTROID * k))
     sample = vectors[np.sort(rng.permutation(len(vectors))[:size])]
-    chosen = _plus_plus(sample - sample.mean(axis=0), k, rng)
-    if len(chosen) == k:
-        return np.ascontiguousarray(sample[chosen])
+    points = sample - sample.mean(axis=0)
+    chosen = _plus_plus(points, k, rng) if k <= MAX_PLAIN_START else _in_groups(points, k, rng)
+    start = np.ascontiguousarray(sample[chosen])
+    if len(np.unique(start, axis=0)) == k:
+        return start
     different = np.unique(vectors, axis=0)
     if len(different) < k:
         what = f"k = {k}, but of {len(vectors)} vectors only {len(different)} are different"
@@ -179,34 +185,60 @@ def check_vectors(vectors: np.ndarray, first: int = 0) -> None:
         raise DataError("data.bad-vectors", what, "embed the part again; the encoder may be broken")
 
 
-def _plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> list[int]:
-    """Up to k indices of points that differ; fewer where no more can be told apart.
+def _in_groups(points: np.ndarray, k: int, rng: np.random.Generator) -> list[int]:
+    """k indices for a large k: a few coarse clusters, and k-means++ within each for its share of the spread.
 
-    Each is the best of 2 + log k drawn in proportion to their squared distance from those chosen.
+    k-means++ costs points x k; this costs points x GROUP_CENTROIDS, and its end is within a percent.
     """
-    trials = 2 + int(np.log(k))
-    lengths = np.einsum("nd,nd->n", points, points)
-    chosen = [int(rng.integers(len(points)))]
-    closest = _from(points, lengths, np.array(chosen))[0]
-    while len(chosen) < k:
-        summed = np.cumsum(closest, dtype=np.float64)
-        if summed[-1] <= 0.0:
-            break
-        picks = np.searchsorted(summed, rng.random(trials) * summed[-1], side="right")
-        picks = np.minimum(picks, int(np.searchsorted(summed, summed[-1], side="left")))
-        after = np.minimum(_from(points, lengths, picks), closest)
-        best = int(after.sum(axis=1).argmin())
-        closest = after[best]
-        chosen.append(int(picks[best]))
+    num_groups = -(-k // GROUP_CENTROIDS)
+    coarse = points[_plus_plus(points[: MIN_SEED_POINTS + SEED_POINTS_PER_CENTROID * num_groups], num_groups, rng)]
+    coarse = _lloyd(points, coarse, iterations=COARSE_ITERATIONS, seed=0, spherical=False).centroids
+    group, squared = Search().nearest(points, coarse, spherical=False)
+    spread = np.bincount(group, weights=squared, minlength=len(coarse))
+    wanted = k * spread / (float(spread.sum()) or 1.0)
+    share = np.floor(wanted).astype(np.int64)
+    share[np.argsort(share - wanted, kind="stable")[: k - int(share.sum())]] += 1
+    chosen: list[int] = []
+    for number in np.flatnonzero(share).tolist():
+        members = np.flatnonzero(group == number)
+        inside = points[members] - coarse[number]
+        chosen += members[_plus_plus(inside, min(int(share[number]), len(members)), rng)].tolist()
+    # Groups with fewer points than their share leave some over: chance fills up.
+    left = np.setdiff1d(rng.permutation(len(points)), chosen, assume_unique=True)
+    chosen += left[: k - len(chosen)].tolist()
     return chosen
 
 
-def _from(points: np.ndarray, lengths: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """float32 [picks, n]: squared distances from some points to all; 0 where rounding hides them."""
-    scale = lengths[picks][:, None] + lengths
-    distances: np.ndarray = scale - 2.0 * (points[picks] @ points.T)
-    distances[distances < DUPLICATE_TOLERANCE * scale] = 0.0
-    return distances
+def _plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> list[int]:
+    """Up to k indices of points about the origin; fewer where no more can be told apart.
+
+    Each is the best of 2 + log k drawn in proportion to their squared distance from those chosen.
+    """
+    if k < 1 or not len(points):
+        return []
+    trials = 2 + int(np.log(k))
+    lengths = np.einsum("nd,nd->n", points, points)[:, None]
+    ones = np.ones_like(lengths)
+    # One product gives |y|^2 - 2xy + |x|^2 of all: passes over memory are what this costs.
+    columns = np.ascontiguousarray(np.concatenate([points, lengths, ones], axis=1).T)
+    rows = np.concatenate([-2.0 * points, ones, lengths], axis=1)
+    rounding = DUPLICATE_TOLERANCE * float(lengths.sum(dtype=np.float64))
+    chosen = [int(rng.integers(len(points)))]
+    closest = np.maximum(rows[chosen[0]] @ columns, 0.0)
+    closest[chosen[0]] = 0.0
+    while len(chosen) < k:
+        summed = np.cumsum(closest, dtype=np.float64)
+        if summed[-1] <= rounding:
+            break
+        picks = np.searchsorted(summed, rng.random(trials) * summed[-1], side="right")
+        picks = np.minimum(picks, int(np.searchsorted(summed, summed[-1], side="left")))
+        after = rows[picks] @ columns
+        np.minimum(after, closest, out=after)
+        best = int(after.sum(axis=1).argmin())
+        closest = np.maximum(after[best], 0.0)
+        closest[picks[best]] = 0.0
+        chosen.append(int(picks[best]))
+    return chosen
 
 
 def _lloyd(points: np.ndarray, start: np.ndarray, *, iterations: int, seed: int, spherical: bool) -> KMeans:

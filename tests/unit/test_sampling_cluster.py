@@ -12,6 +12,7 @@ import pytest
 
 from potluck.errors import DataError, PotluckError, ResourceError, SpecError
 from potluck.ids import Digest, digest_file
+from sampling import cluster_kmeans
 from sampling.cluster_kmeans import Search, kmeans, start_centroids
 from sampling.cluster_tree import Tree, assign_blocks, fit_tree
 from sampling.cluster_vectors import Vectors
@@ -60,6 +61,21 @@ def test_a_start_is_better_than_chance_and_made_of_different_vectors() -> None:
     by_chance = [vectors[np.random.default_rng(seed).permutation(600)[:GROUPS]] for seed in range(5)]
     assert max(map(potential, starts)) < min(map(potential, by_chance))
     assert all(len(np.unique(start, axis=0)) == GROUPS for start in starts)
+
+
+def test_a_start_of_very_many_centroids_is_still_better_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = planted(3000, groups=60)
+    for name, value in (("MAX_PLAIN_START", 20), ("GROUP_CENTROIDS", 20), ("MIN_SEED_POINTS", 500)):
+        monkeypatch.setattr(cluster_kmeans, name, value)
+    for k in (60, 1500, 3000):
+        start = start_centroids(vectors, k, seed=0)
+        assert len(np.unique(start, axis=0)) == k
+    by_chance = vectors[np.random.default_rng(0).permutation(3000)[:60]]
+    ends = [
+        Search().nearest(vectors, centroids, spherical=False)[1].mean()
+        for centroids in (start_centroids(vectors, 60, seed=0), by_chance)
+    ]
+    assert ends[0] < 0.5 * ends[1]
 
 
 def test_more_restarts_never_end_higher() -> None:
