@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "join": "start an expert node on this machine",
     "router": "start a router, which answers requests",
     "run": "start, watch, cancel and list training runs",
+    "mix": "how much of each domain a run reads: show, set, propose",
+    "why": "what a decision about a run rests on, in words",
     "nodes": "what every node does now, and how fast",
     "ledger": "which steps are committed, and what crossed the wire",
     "eval": "the table of a finished run",
