@@ -95,7 +95,7 @@ def from_traffic(counts: Mapping[str, int], labels: Labels, *, prior_requests: f
     seen = sum(counts.values())
     if seen < MIN_REQUESTS:
         what = f"{seen} requests were counted for this run; a mixture from traffic needs {MIN_REQUESTS}"
-        raise Refused("refused.no-traffic", what, "start a router that counts (`potluck router --help`), and wait")
+        raise Refused("refused.no-traffic", what, "start a router with --count-domains, and wait")
     prior = float(len(labels.domains)) if prior_requests is None else prior_requests
     evenly = natural(labels.partition, labels.sizes)
     mixture, _ = traffic_mixture(counts, evenly, prior_requests=prior)
