@@ -26,7 +26,7 @@ from coordinator.core.values import Steering, SteeringEntry
 from coordinator.mixtures import MAX_DOMAINS, completed, from_traffic, read_labels, read_mixture
 from coordinator.runtime import Runtime
 from coordinator.traffic import Traffic
-from coordinator.wire_admin import check_size
+from coordinator.wire_admin import MAX_BYTES, check_size
 from potluck.errors import SpecError, UsageError
 from potluck.ids import Digest, Json, RunId
 from potluck.net.blobs.store import BlobStore
@@ -83,8 +83,7 @@ class MixtureService(mixture_pb2_grpc.MixtureServiceServicer):
             total_steps=found.steering.total_steps,
             gate_steps=found.steering.gate_steps,
         )
-        check_size(info.ByteSize(), "the mixture and its history")
-        return info
+        return shortened(info)
 
     async def SetMixture(self, request: mixture_pb2.SteerRequest, context: Context) -> mixture_pb2.SteerResponse:
         """Changes the mixture from the end of what was given out to nodes."""
@@ -158,6 +157,15 @@ class MixtureService(mixture_pb2_grpc.MixtureServiceServicer):
             mixture=entry.mixture,
             weights=_weights(read_mixture(entry.mixture, self._store), labels),
         )
+
+
+def shortened(info: mixture_pb2.MixtureInfo) -> mixture_pb2.MixtureInfo:
+    """The same where it fits into a message, else without the reasons of a long history."""
+    if info.ByteSize() > MAX_BYTES:
+        for line in (*info.versions, *info.proposals):
+            line.ClearField("reason")
+    check_size(info.ByteSize(), "the mixture and its history")
+    return info
 
 
 def _steerable(state: State, text: str) -> Steerable:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.mixture_service import shortened
 from coordinator.mixtures import MAX_DOMAINS, MIN_REQUESTS, completed, from_traffic, read_labels
 from coordinator.traffic import MAX_REQUESTS, Counter
+from coordinator.wire_admin import MAX_BYTES
 from potluck.errors import DataError, Refused, SpecError
 from potluck.ids import Digest
 from potluck.net.blobs.store import BlobStore
+from potluck.v1 import mixture_pb2
 from sampling.labels import Labels
 
 PARTITION, TOKENS, ARRAY = Digest("a" * 64), Digest("b" * 64), Digest("c" * 64)
@@ -135,6 +138,18 @@ def test_a_blob_that_is_no_labels_manifest_is_named(tmp_path: Path, payload: byt
     with pytest.raises(DataError) as caught:
         read_labels(store.put_bytes(payload), store)
     assert caught.value.error_id == "data.bad-labels"
+
+
+def test_a_long_history_of_many_domains_is_told_without_its_reasons() -> None:
+    history = [mixture_pb2.MixtureVersion(version=n, mixture=PARTITION, reason="é" * 256) for n in range(1024)]
+    domains = [
+        mixture_pb2.DomainWeight(domain=f"{n:080d}", weight=0.1, natural=0.1, rows=10**6) for n in range(MAX_DOMAINS)
+    ]
+    info = shortened(mixture_pb2.MixtureInfo(current=domains, versions=history))
+    assert (len(info.current), len(info.versions)) == (MAX_DOMAINS, 1024)
+    assert info.ByteSize() <= MAX_BYTES
+    brief = shortened(mixture_pb2.MixtureInfo(versions=history[:2]))
+    assert brief.versions[1].reason == "é" * 256
 
 
 def test_a_counter_keeps_the_partitions_domains_and_counts_others_as_unknown() -> None:
