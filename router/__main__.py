@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ from potluck.net.join import enrol
 from potluck.net.version import make_hello
 from router.daemon import Options, RouterDaemon
 from router.patience import LONGEST_WAIT_S
+from router.traffic import Noise
 
 PORT = 7473
+SEED_BITS = 256
 INTERRUPTED = 130
 
 log = telemetry.logger("router")
@@ -30,15 +33,8 @@ log = telemetry.logger("router")
 
 def main() -> int:
     arguments = _parser().parse_args()
-    options = Options(
-        home=arguments.home,
-        host=arguments.host,
-        advertise=arguments.advertise,
-        port=arguments.port,
-        http=arguments.http,
-        patience_s=arguments.patience,
-    )
     try:
+        options = _options(arguments)
         with lock_home(options.home):
             identity = identity_of(options.home, arguments.join, arguments.name, insecure=arguments.insecure)
             asyncio.run(serve(identity, options))
@@ -124,6 +120,27 @@ def lock_home(home: Path) -> IO[str]:
     return lock
 
 
+def _options(arguments: argparse.Namespace) -> Options:
+    """Raises:
+    UsageError: ``usage.bad-noise``: out of range, or nothing is counted that it could blur.
+    """
+    noise = None
+    if arguments.noise is not None:
+        if not arguments.count_domains:
+            raise UsageError("usage.bad-noise", "--noise blurs counts, and nothing is counted", "add --count-domains")
+        noise = Noise(epsilon=arguments.noise, seed=lambda: secrets.randbits(SEED_BITS))
+    return Options(
+        home=arguments.home,
+        host=arguments.host,
+        advertise=arguments.advertise,
+        port=arguments.port,
+        http=arguments.http,
+        patience_s=arguments.patience,
+        count_domains=arguments.count_domains,
+        noise=noise,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m router", description="A router of Potluck.")
     parser.add_argument("--home", type=Path, required=True, help="folder of this router; one router at a time uses it")
@@ -139,6 +156,17 @@ def _parser() -> argparse.ArgumentParser:
         default=LONGEST_WAIT_S,
         metavar="S",
         help=f"seconds a request waits for a first view and its replicas ({LONGEST_WAIT_S:g})",
+    )
+    parser.add_argument(
+        "--count-domains",
+        action="store_true",
+        help="count requests by domain of the run's partition, and tell the coordinator: numbers, never text",
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        metavar="EPSILON",
+        help="blur the counts before they leave: any one request's domain stays deniable within e^EPSILON",
     )
     parser.add_argument("--insecure", action="store_true", help="expect an identity without keys; loopback only")
     return parser

@@ -26,7 +26,8 @@ from potluck.net.identity import Identity
 from potluck.net.version import make_hello
 from potluck.v1 import expert_pb2, expert_pb2_grpc, router_pb2, router_pb2_grpc
 from router.attach import ExpertServicer
-from router.book import ViewBook
+from router.book import Loaded, ViewBook
+from router.counting import Counting
 from router.desk import Desk
 from router.fleet import Fleet
 from router.http import HttpBridge
@@ -34,6 +35,7 @@ from router.loader import Loader
 from router.patience import LONGEST_WAIT_S, Patience
 from router.service import RouterServicer
 from router.session import CoordinatorLink
+from router.traffic import DomainCounts, Noise
 
 INTRODUCTION_S = 5.0
 """How long the coordinator may take to hear of this router before it is called ready all the same."""
@@ -59,6 +61,10 @@ class Options:
     """Whether to answer JSON on the next port, on loopback."""
     patience_s: float = LONGEST_WAIT_S
     """How long a request waits for a first view and its replicas."""
+    count_domains: bool = False
+    """Whether to count requests by domain of their run's partition and tell the coordinator."""
+    noise: Noise | None = None
+    """What blurs such counts; None: they are exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,8 @@ class RouterDaemon:
         self._identity = identity
         self._options = options
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+        self._counting_executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="counting")
+        self._counts = DomainCounts(options.noise)
         self._store = BlobStore(options.home / "blobs")
         self.counter = ByteCounter()
         self._blobs = BlobClient(identity, self._store, counter=self.counter)
@@ -91,7 +99,9 @@ class RouterDaemon:
             executor=self._executor,
             patience=self._patience,
         )
-        self._desk = Desk(self.book, self.fleet, self._executor, self._patience)
+        self._counting = self._new_counting() if options.count_domains else None
+        on_answered = self._counting.answered if self._counting else _uncounted
+        self._desk = Desk(self.book, self.fleet, self._executor, self._patience, on_answered)
         self._health = HealthServicer()
         self._health_changed = asyncio.Event()
         self._http = HttpBridge(self._desk, self.is_serving)
@@ -129,8 +139,12 @@ class RouterDaemon:
             hello=make_hello(boot_id=os.urandom(8).hex()),
             address=where.address,
             on_view=self.loader.offer,
+            counts=self._counts if self._options.count_domains else None,
         )
-        loops = (self._link.run(), self.loader.run(), self._watch_health())
+        loops = [self._link.run(), self.loader.run(), self._watch_health()]
+        if self._counting is not None:
+            log.fact("counting-requests-by-domain", noise=self._options.noise.epsilon if self._options.noise else None)
+            loops.append(self._counting.run())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         self._patience.renew()
         return where
@@ -158,12 +172,22 @@ class RouterDaemon:
         await self._channel.close(None)
         await asyncio.to_thread(self._blobs.close)
         await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._counting_executor.shutdown)
 
     async def failed(self) -> None:
         """Returns when a loop that should run for ever has ended, raising what ended it."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+
+    def _new_counting(self) -> Counting:
+        return Counting(
+            current=lambda: self.book.current,
+            fetch=self._fetch,
+            scratch=self._options.home,
+            counts=self._counts,
+            executor=self._counting_executor,
+        )
 
     async def _fetch(self, digest: Digest, plane: Plane) -> Path:
         return await asyncio.wrap_future(self._blobs.get(digest, plane))
@@ -187,6 +211,8 @@ class RouterDaemon:
             log.fact("view-in-force", run=loaded.view.run, version=loaded.version)
         self._health_changed.set()
         self._patience.renew()
+        if self._counting is not None:
+            self._counting.wake()
         try:
             self.loader.keep()
             self._drop_unused()
@@ -196,6 +222,10 @@ class RouterDaemon:
 
     def _drop_unused(self) -> None:
         used = self.book.digests
+        if self._counting is not None:
+            if not self._counting.is_settled:
+                return  # What its partitions list is not known yet; the next swap drops the rest.
+            used |= self._counting.digests
         for digest in [digest for digest, _ in self._store.blobs() if digest not in used]:
             if not self.loader.wants(digest):
                 self._store.delete(digest)
@@ -212,6 +242,10 @@ class RouterDaemon:
         for service in ("", *SERVICE_NAMES):
             with contextlib.suppress(asyncio.InvalidStateError):
                 await self._health.set(service, status)
+
+
+def _uncounted(_loaded: Loaded, _ids: tuple[int, ...]) -> None:
+    """Counting is off."""
 
 
 def _reachable(host: str) -> str:

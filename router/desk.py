@@ -30,6 +30,8 @@ MAX_WAITING = 256
 """Routing decisions that may wait for the scoring thread: seconds of work."""
 
 Prompt = str | tuple[int, ...]
+OnAnswered = Callable[[Loaded, tuple[int, ...]], None]
+"""Told of every request once it is answered: its view and its tokens. Must not block."""
 T = TypeVar("T")
 
 
@@ -76,11 +78,14 @@ def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: 
 class Desk:
     """One per router. Blocking work goes to the one scoring thread of `executor`."""
 
-    def __init__(self, book: ViewBook, fleet: Fleet, executor: Executor, patience: Patience) -> None:
+    def __init__(
+        self, book: ViewBook, fleet: Fleet, executor: Executor, patience: Patience, on_answered: OnAnswered
+    ) -> None:
         self._book = book
         self._fleet = fleet
         self._executor = executor
         self._patience = patience
+        self._on_answered = on_answered
         self._num_waiting = 0
 
     async def route(self, prompt: Prompt, *, run: str) -> Routed:
@@ -93,6 +98,7 @@ class Desk:
         """
         loaded = await self._pick(run)
         ids, decision = await self._decide(loaded, prompt)
+        self._on_answered(loaded, ids)
         return Routed(
             expert=decision.expert,
             prefix_nll=decision.prefix_nll,
@@ -115,6 +121,7 @@ class Desk:
         if len(placed.ids) > 1:
             await self._await_replica(key)
             log_probs = await self._fleet.score(key, placed.ids)
+        self._on_answered(placed.loaded, placed.ids)
         return Scored(
             expert=placed.expert,
             log_probs=log_probs,
@@ -141,21 +148,27 @@ class Desk:
         key = placed.loaded.view.key(placed.slot)
         stream = StoppedText(placed.loaded.scorer.text_stream(), scanner)
         await self._await_replica(key)
-        async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
-            async for piece in pieces:
-                placed.loaded.scorer.check(piece.ids)
-                ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
-                if stream.stopped:
-                    await pieces.aclose()  # Ends the node's work before anybody is told.
-                yield Generated(
-                    ids=ids,
-                    text=text,
-                    expert=placed.expert,
-                    view_version=placed.loaded.version,
-                    run=key.run,
-                    weights=key.weights,
-                    finish="stop" if stream.stopped else piece.finish,
-                )
+        answered = False
+        try:
+            async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
+                async for piece in pieces:
+                    placed.loaded.scorer.check(piece.ids)
+                    ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
+                    if stream.stopped:
+                        await pieces.aclose()  # Ends the node's work before anybody is told.
+                    answered = True
+                    yield Generated(
+                        ids=ids,
+                        text=text,
+                        expert=placed.expert,
+                        view_version=placed.loaded.version,
+                        run=key.run,
+                        weights=key.weights,
+                        finish="stop" if stream.stopped else piece.finish,
+                    )
+        finally:
+            if answered:
+                self._on_answered(placed.loaded, placed.ids)
 
     async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:
         loaded = await self._pick(run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from potluck.net.guard import error_from_rpc
 from potluck.net.identity import Identity
 from potluck.v1 import common_pb2, node_pb2, node_pb2_grpc
 from router.loader import Offer
+from router.traffic import DomainCounts
 
 HEARTBEAT_S = 1.0
 FIRST_PAUSE_S = 0.25
@@ -39,16 +41,19 @@ class CoordinatorLink:
         hello: common_pb2.Hello,
         address: str,
         on_view: Callable[[Offer], None],
+        counts: DomainCounts | None = None,
     ) -> None:
         """
         Args:
             address: host:port that nodes and clients can dial.
             on_view: takes each view; must not block.
+            counts: what to tell of requests; None: nothing.
         """
         self._identity = identity
         self._stub: Any = node_pb2_grpc.NodeServiceStub(channel)
         self._hello = node_pb2.SessionHello(hello=hello, router_address=address)
         self._on_view = on_view
+        self._counts = counts
         self._leaving = asyncio.Event()
         self._lost = False
         self._welcomed = False
@@ -103,8 +108,20 @@ class CoordinatorLink:
         while not await self._left_within(HEARTBEAT_S):
             beat = node_pb2.Heartbeat(activity="routing")
             yield node_pb2.SessionUp(items=[node_pb2.UpItem(heartbeat=beat)])
+            for message in self._traffic(asyncio.get_running_loop().time()):
+                yield message
+        for message in self._traffic(math.inf):
+            yield message
         bye = node_pb2.Bye(reason="the router is leaving")
         yield node_pb2.SessionUp(items=[node_pb2.UpItem(bye=bye)])
+
+    def _traffic(self, now_s: float) -> Iterator[node_pb2.SessionUp]:
+        """Counts that wait. One that a breaking stream did not take is the first of the next stream."""
+        if self._counts is None or not self._welcomed:
+            return
+        for counted in self._counts.sending(now_s):
+            traffic = node_pb2.Traffic(run=counted.run, requests=counted.requests)
+            yield node_pb2.SessionUp(items=[node_pb2.UpItem(traffic=traffic)])
 
     def _take(self, item: node_pb2.DownItem) -> None:
         match item.WhichOneof("item"):

@@ -19,6 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="", help="address to listen on (default: all, or loopback if that is home)")
     parser.add_argument("--port", type=int, default=ROUTER_PORT, help=f"port for clients and nodes ({ROUTER_PORT})")
     parser.add_argument("--http", action="store_true", help="answer JSON over HTTP on the next port too")
+    parser.add_argument(
+        "--count-domains",
+        action="store_true",
+        help="count requests by domain of the run's partition and tell the coordinator: numbers, never text",
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        metavar="EPSILON",
+        help="with --count-domains: blur the counts, so that any one request's domain is deniable within e^EPSILON",
+    )
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
 
 
@@ -26,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
     arguments = ["--port", str(args.port), *(["--host", args.host] if args.host else [])]
     arguments += ["--http"] if args.http else []
+    arguments += ["--count-domains"] if args.count_domains else []
+    arguments += ["--noise", str(args.noise)] if args.noise is not None else []
     router = start_member(
         "router", home.router, arguments, join=args.join, home=home, detach=args.detach, output=output
     )

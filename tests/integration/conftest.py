@@ -126,11 +126,10 @@ class World:
         return self.store.put_file(path)
 
     @asynccontextmanager
-    async def router(self, *, http: bool = False, patience_s: float = 0.0) -> AsyncIterator[Router]:
-        options = Options(
-            home=self.folder / "router", host="127.0.0.1", advertise="", port=0, http=http, patience_s=patience_s
-        )
-        daemon = RouterDaemon(self.identity("r", "router"), options)
+    async def router(self, *, control_port: int = 9, **options: Any) -> AsyncIterator[Router]:
+        defaults: dict[str, Any] = {"home": self.folder / "router", "host": "127.0.0.1", "advertise": "", "port": 0}
+        identity = replace(self.identity("r", "router"), control_port=control_port)
+        daemon = RouterDaemon(identity, Options(**{**defaults, "http": False, "patience_s": 0.0, **options}))
         where = await daemon.start()
         router = Router(self, daemon, where.address, where.http_port)
         try:

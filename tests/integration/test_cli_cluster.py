@@ -50,8 +50,10 @@ def test_a_coordinator_a_node_and_a_router_come_up_and_go_down(home: Path) -> No
     assert psutil.pid_exists(up["pid"])
 
     answer("join", "--home", str(home), "--name", "first", "--detach")
-    router = answer("router", "--home", str(home), "--host", "127.0.0.1", "--port", "0", "--detach")
+    where = ("--home", str(home), "--host", "127.0.0.1", "--port", "0")
+    router = answer("router", *where, "--count-domains", "--noise", "0.5", "--detach")
     assert router["address"].startswith("127.0.0.1:")
+    assert "counting-requests-by-domain noise=0.5" in (home / "router" / "daemon.log").read_text()
 
     nodes = answer("nodes", "--home", str(home))["nodes"]
     assert {(node["name"], node["role"], node["state"]) for node in nodes if node["role"] == "node"} == {

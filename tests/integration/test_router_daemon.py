@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from potluck.client import AdminClient, RouterClient
-from potluck.errors import JoinError, NotReachable
+from potluck.errors import JoinError, NotReachable, UsageError
 from potluck.net.identity import Identity
 
 
@@ -83,6 +83,21 @@ def test_a_router_joins_is_found_leaves_in_good_order_and_comes_back(tmp_path: P
         identity = Identity.load(tmp_path / "coordinator" / "admin" / "identity")
         with RouterClient(identity, again["address"]) as client, pytest.raises(NotReachable):
             client.route("hello")
+
+
+def test_counting_is_said_once_at_the_start_and_noise_without_counts_is_refused(tmp_path: Path) -> None:
+    where = ("router", "--home", str(tmp_path / "router"), "--host", "127.0.0.1", "--port", "0")
+    log = tmp_path / "router.log"
+    with coordinator(tmp_path) as admin:
+        (join,) = admin.invite(count=1, expires_ms=60_000, role="router")
+        with daemon(*where, "--join", join, "--count-domains", "--noise", "0.5", log=log):
+            pass
+    assert log.read_text().count("counting-requests-by-domain noise=0.5") == 1
+    for more in (["--noise", "1"], ["--count-domains", "--noise", "0"]):
+        command = [sys.executable, "-m", *where, *more]
+        refused = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert refused.returncode == UsageError.exit_code
+        assert b"usage.bad-noise" in refused.stderr
 
 
 def test_a_node_s_join_string_makes_no_router(tmp_path: Path) -> None:
