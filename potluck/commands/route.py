@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         [f"expert {index}", f"{nll:.3f}", "<- least" if index == routed.expert else ""]
         for index, nll in enumerate(routed.prefix_nll)
     ]
-    output.table(["router of", "nats per token", ""], rows)
+    if rows:  # else no router models decided
+        output.table(["router of", "nats per token", ""], rows)
     output.next_step(f"potluck generate {args.text!r}{home_option(home)}")
     return 0
