@@ -22,17 +22,22 @@ import numpy as np
 from potluck.errors import CorpusError, UsageError
 from potluck.ids import Digest, Json, canonical_json, digest_file
 from sampling.records import Record, list_files, read_records
-from sampling.sections import SECTION_BYTES, cut
+from sampling.sections import SECTION_BYTES, cut, cut_examples
 from sampling.shards import ShardWriter
-from sampling.splits import MIN_UNITS, SPLITS, Split, draw, split_of_piece, split_units
+from sampling.splits import (
+    MIN_UNITS,
+    OF_A_CORPUS,
+    SPLITS,
+    Sharing,
+    Split,
+    draw,
+    split_of_piece,
+    split_units,
+)
 from sampling.taskio import Progress
 
 SHARD_TARGET_BYTES = 15 * 1024 * 1024
 """Shards are filled evenly to about this; the rest is slack for the estimate."""
-MIN_CORPUS_BYTES = 32 * 1024
-MIN_SOURCE_BYTES = 1024
-PIECES_PER_SOURCE = 32
-"""A source of one or two documents is cut into at least so many sections, or it could not be split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +90,26 @@ class _Layout:
     notes: list[str]
 
 
-def ingest(data: Path, out: Path, *, seed: int = 0, progress: Progress = lambda _: None) -> Ingested:
+def ingest(
+    data: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    sharing: Sharing = OF_A_CORPUS,
+    progress: Progress = lambda _: None,
+) -> Ingested:
     """Reads a folder or file of text and writes shards and manifest into `out`.
 
     Args:
         data: a .jsonl file, a text file, or a folder of either (see `sampling.records`).
         out: created if need be; shards of an earlier call there are replaced.
         seed: of the splits and of the spread over shards.
+        sharing: how much is held out; `OF_A_TARGET` for a few examples.
         progress: fraction done.
 
     Raises:
         CorpusError: ``corpus.missing``, ``corpus.empty``, ``corpus.not-utf8``, ``corpus.not-json``,
-            ``corpus.no-text-field``, ``corpus.too-small``, ``corpus.changed``.
+            ``corpus.no-text-field``, ``corpus.too-small``, ``corpus.too-few-examples``, ``corpus.changed``.
         UsageError: ``usage.out-inside-data``.
     """
     files, passed_over = list_files(data)
@@ -109,10 +122,10 @@ def ingest(data: Path, out: Path, *, seed: int = 0, progress: Progress = lambda 
         seen += index.text_bytes[-1]
         if len(index.text_bytes) % 1000 == 0:
             progress(min(0.5, 0.5 * seen / total))
-    layout = _lay_out(index, data, seed)
+    layout = _lay_out(index, data, seed, sharing)
     if passed_over:
         layout.notes.append(f"passed over {len(passed_over)} files that are not text, {passed_over[0].name} first")
-    writer = _Writer(out, layout, seed)
+    writer = _Writer(out, layout, seed, sharing)
     number = 0
     for number, record in enumerate(read_records(data, files), 1):
         if number > len(layout.keep) or (record.source, record.group) not in index.groups:
@@ -123,6 +136,7 @@ def ingest(data: Path, out: Path, *, seed: int = 0, progress: Progress = lambda 
             progress(0.5 + 0.5 * number / len(layout.keep))
     if number != len(layout.keep):
         raise _changed(data)
+    writer.require_splits(data)
     progress(1.0)
     return writer.finish(index)
 
@@ -138,7 +152,7 @@ def _changed(data: Path) -> CorpusError:
     return CorpusError("corpus.changed", f"{data} changed while it was read", "read it again when it is at rest")
 
 
-def _lay_out(index: _Index, data: Path, seed: int) -> _Layout:
+def _lay_out(index: _Index, data: Path, seed: int, sharing: Sharing) -> _Layout:
     count = len(index.text_bytes)
     if not count:
         raise CorpusError("corpus.empty", f"no text in {data}", "every record is blank: give it text")
@@ -146,9 +160,10 @@ def _lay_out(index: _Index, data: Path, seed: int) -> _Layout:
     sizes = np.frombuffer(index.text_bytes, dtype=np.int64) * keep
     group_of = np.frombuffer(index.group_of, dtype=np.int64)
     total = int(sizes.sum())
-    if total < MIN_CORPUS_BYTES:
+    if total < sharing.least_bytes:
         what = f"{data} holds {total:,} bytes of distinct text"
-        raise CorpusError("corpus.too-small", what, f"give at least {MIN_CORPUS_BYTES:,} bytes; some MB to learn from")
+        more = "five examples or more" if sharing.by_example else "some MB to learn from"
+        raise CorpusError("corpus.too-small", what, f"give at least {sharing.least_bytes:,} bytes; {more}")
     group_bytes = np.bincount(group_of, weights=sizes, minlength=len(index.groups)).astype(np.int64)
     layout = _Layout(
         keep=keep,
@@ -166,7 +181,7 @@ def _lay_out(index: _Index, data: Path, seed: int) -> _Layout:
         if group_bytes[number]:
             by_source.setdefault(source, []).append((group, number))
     for source, groups in sorted(by_source.items()):
-        _split_source(layout, source, groups, group_bytes, (group_of, sizes), seed)
+        _split_source(layout, source, groups, group_bytes, (group_of, sizes), seed, sharing)
     lines = np.frombuffer(index.line_bytes, dtype=np.int64) * keep
     _spread(layout, list(index.groups), np.bincount(group_of, weights=lines, minlength=len(index.groups)), seed)
     return layout
@@ -189,15 +204,18 @@ def _split_source(
     group_bytes: np.ndarray,
     documents: tuple[np.ndarray, np.ndarray],
     seed: int,
+    sharing: Sharing,
 ) -> None:
     total = int(sum(group_bytes[number] for _, number in groups))
-    if total < MIN_SOURCE_BYTES:
+    if total < sharing.least_source_bytes:
         what = f"source {source!r} holds {total:,} bytes of distinct text"
-        fix = f"give each source at least {MIN_SOURCE_BYTES:,} bytes (valid and test come out of it), or leave it out"
+        least = f"{sharing.least_source_bytes:,} bytes (valid and test come out of it)"
+        fix = f"give each source at least {least}, or leave it out"
         raise CorpusError("corpus.too-small", what, fix)
     if len(groups) >= MIN_UNITS:
         names = [name for name, _ in groups]
-        splits = split_units(names, [int(group_bytes[n]) for _, n in groups], seed=seed, source=source)
+        sizes_of = [int(group_bytes[n]) for _, n in groups]
+        splits = split_units(names, sizes_of, seed=seed, source=source, held_out=sharing.held_out)
         for (_, number), split in zip(groups, splits, strict=True):
             layout.group_split[number] = split
         return
@@ -205,11 +223,12 @@ def _split_source(
     mine = np.flatnonzero(np.isin(group_of, [number for _, number in groups]) & (sizes > 0))
     if len(mine) >= MIN_UNITS:
         layout.notes.append(f"source {source!r} has {len(groups)} group(s): its documents are split, not its groups")
-        splits = split_units([str(i) for i in range(len(mine))], sizes[mine].tolist(), seed=seed, source=source)
+        names = [str(i) for i in range(len(mine))]
+        splits = split_units(names, sizes[mine].tolist(), seed=seed, source=source, held_out=sharing.held_out)
         layout.document_split.update(zip(mine.tolist(), splits, strict=True))
         return
     layout.notes.append(f"source {source!r} has {len(mine)} document(s): its sections are split, not its documents")
-    layout.piece_bytes[source] = min(SECTION_BYTES, total // PIECES_PER_SOURCE)
+    layout.piece_bytes[source] = min(SECTION_BYTES, max(1, total // sharing.pieces))
 
 
 def _spread(layout: _Layout, names: list[tuple[str, str]], line_bytes: np.ndarray, seed: int) -> None:
@@ -226,10 +245,11 @@ def _spread(layout: _Layout, names: list[tuple[str, str]], line_bytes: np.ndarra
 class _Writer:
     """Second pass: sends each document to its shard and split, and counts."""
 
-    def __init__(self, out: Path, layout: _Layout, seed: int) -> None:
+    def __init__(self, out: Path, layout: _Layout, seed: int, sharing: Sharing) -> None:
         self._out = out
         self._layout = layout
         self._seed = seed
+        self._sharing = sharing
         self._shards = ShardWriter(out, layout.num_shards)
         self._pieces: dict[str, int] = {}
         self._documents: dict[str, int] = {}
@@ -245,11 +265,24 @@ class _Writer:
             split = layout.document_split.get(number) or layout.group_split[group]
             counted[split] += self._shards.add(shard, record, record.id, split, cut(record.text))
             return
-        for piece in cut(record.text, piece_bytes):
+        pieces = cut_examples if self._sharing.by_example else cut
+        for piece in pieces(record.text, piece_bytes):
             ordinal = self._pieces.get(source, 0)
             self._pieces[source] = ordinal + 1
-            split = split_of_piece(ordinal, seed=self._seed, source=source)
+            split = split_of_piece(ordinal, seed=self._seed, source=source, period=self._sharing.piece_period)
             counted[split] += self._shards.add(shard, record, f"{record.id}~{ordinal}", split, [piece])
+
+    def require_splits(self, data: Path) -> None:
+        """Raises:
+        CorpusError: ``corpus.too-few-examples``, a split has no text at all.
+        """
+        totals = {split: sum(counted[split] for counted in self._bytes.values()) for split in SPLITS}
+        if not all(totals.values()):
+            units = sum(self._pieces.get(source, count) for source, count in self._documents.items())
+            got = ", ".join(f"{split} {size:,}" for split, size in totals.items())
+            what = f"{data} holds {units} examples, too few to divide; bytes of text by split: {got}"
+            fix = "give at least five examples, each a file, a line or a paragraph"
+            raise CorpusError("corpus.too-few-examples", what, fix)
 
     def finish(self, index: _Index) -> Ingested:
         files: dict[Digest, Path] = {}

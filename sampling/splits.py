@@ -10,14 +10,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 HELD_OUT_FRACTION = 0.05
 MIN_UNITS = 3
-PIECE_PERIOD = 20
-"""Of 20 successive sections of a source with one or two documents, one is valid and one is test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How much of a text is held out, and how little text there may be."""
+
+    held_out: float
+    """Share of each source's bytes that is test, and as much is valid."""
+    piece_period: int
+    """Of so many successive sections of a source with one or two documents, one is valid and one is test."""
+    pieces: int
+    """Into about so many sections such a source is cut."""
+    by_example: bool
+    """They end where a paragraph or a line does, and one that is long stays whole."""
+    least_bytes: int
+    least_source_bytes: int
+
+
+OF_A_CORPUS = Sharing(
+    held_out=HELD_OUT_FRACTION,
+    piece_period=20,
+    pieces=32,
+    by_example=False,
+    least_bytes=32 * 1024,
+    least_source_bytes=1024,
+)
+OF_A_TARGET = Sharing(held_out=0.15, piece_period=5, pieces=50, by_example=True, least_bytes=512, least_source_bytes=1)
+"""A few examples of what a specialist is for: more of them is test, or no difference could be told."""
 
 
 def draw(seed: int, *names: str) -> int:
@@ -26,7 +53,9 @@ def draw(seed: int, *names: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def split_units(names: Sequence[str], sizes: Sequence[int], *, seed: int, source: str) -> list[Split]:
+def split_units(
+    names: Sequence[str], sizes: Sequence[int], *, seed: int, source: str, held_out: float = HELD_OUT_FRACTION
+) -> list[Split]:
     """Splits at least three units of one source: each split gets at least one.
 
     Units are taken in hash order until the split has its share; a unit of more than twice the share
@@ -34,7 +63,7 @@ def split_units(names: Sequence[str], sizes: Sequence[int], *, seed: int, source
     """
     assert len(names) == len(sizes) >= MIN_UNITS, (source, len(names))
     order = sorted(range(len(names)), key=lambda i: (draw(seed, "split", source, names[i]), i))
-    share = sum(sizes) * HELD_OUT_FRACTION
+    share = sum(sizes) * held_out
     result: list[Split] = ["train"] * len(names)
     free = order
     for split in ("test", "valid"):
@@ -55,9 +84,9 @@ def split_units(names: Sequence[str], sizes: Sequence[int], *, seed: int, source
     return result
 
 
-def split_of_piece(ordinal: int, *, seed: int, source: str) -> Split:
+def split_of_piece(ordinal: int, *, seed: int, source: str, period: int = OF_A_CORPUS.piece_period) -> Split:
     """The split of the source's section number `ordinal`, for a source of one or two documents."""
-    place = (ordinal + draw(seed, "pieces", source)) % PIECE_PERIOD
+    place = (ordinal + draw(seed, "pieces", source)) % period
     if place == 0:
         return "test"
-    return "valid" if place == PIECE_PERIOD // 2 else "train"
+    return "valid" if place == period // 2 else "train"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potluck.commands.home import Home, identity_of
 from potluck.commands.output import Output
-from potluck.commands.text import ingest
+from potluck.commands.text import ingest, pack_encoder
 from potluck.config import load_toml
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count
 from potluck.ids import Digest, short
 from potluck.sizing import training_bytes
-from potluck.specs.run import RunFile, RunSpec, parse_run_file
+from potluck.specs.run import UNKNOWN_DIGEST, RunFile, RunSpec, parse_run_file
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
@@ -31,7 +32,7 @@ def read_run_file(path: Path) -> tuple[RunFile, Path]:
         SpecError: naming the key.
     """
     file = parse_run_file(load_toml(path))
-    data = (path.resolve().parent / file.data).resolve()
+    data = _beside(path, file.data)
     if file.data == "demo" and not data.exists():
         fix = 'fetch it with `python tools/demo_corpus.py DIR` in a checkout and write data = "DIR"'
         raise SpecError("spec.no-demo-text", f'{path}: data = "demo", but {data} does not exist', fix)
@@ -41,26 +42,56 @@ def read_run_file(path: Path) -> tuple[RunFile, Path]:
 def submit(
     client: AdminClient, home: Home, spec_path: Path, *, name: str, output: Output
 ) -> admin_pb2.StartRunResponse:
-    """Ingests the text, puts it into the coordinator's store and starts the run, or resumes it.
+    """Ingests the texts, puts them into the coordinator's store and starts the run, or resumes it.
 
     Raises:
         ResourceError: ``resource.memory``: no live node can hold an expert.
     """
     file, data = read_run_file(spec_path)
-    draft = file.canonical(Digest("0" * 64))
+    draft = file.canonical(UNKNOWN_DIGEST)
     require_memory(draft, client, output)
-    spec = file.canonical(send_text(home, spec_path, data, seed=draft.seed, output=output))
+    spec = file.canonical(**send_texts(home, spec_path, file, data, output))
     return client.start_run(spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex)
 
 
-def send_text(home: Home, spec_path: Path, data: Path, *, seed: int, output: Output) -> Digest:
-    """Ingests a spec's text and puts it into the coordinator's store; the corpus manifest's digest."""
+def send_texts(home: Home, spec_path: Path, file: RunFile, data: Path, output: Output) -> dict[str, Digest]:
+    """Puts all that a spec file names into the coordinator's store; what `RunFile.canonical` needs of it."""
+    seed = file.canonical(UNKNOWN_DIGEST).seed
+    digests: dict[str, Digest] = {}
+    if file.target:
+        digests["target"] = _send_target(home, spec_path, file, seed=seed, output=output)
+    if file.encoder:
+        digests["encoder"] = _send_encoder(home, spec_path, file, output)
+    told = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=seed, output=output)
+    return {**digests, "corpus": _put(home, told, output)}
+
+
+def _send_target(home: Home, spec_path: Path, file: RunFile, *, seed: int, output: Output) -> Digest:
+    """The same for what a specialist is for; says how little it is."""
+    folder = home.scratch(f"ingest-{spec_path.stem}-target")
+    told = ingest(_beside(spec_path, file.target), folder, seed=seed, output=output, is_target=True)
+    test = sum(source["splits"]["test"] for source in told["sources"].values())
+    output.note(f"the target: {human_bytes(told['bytes'])}, of which {human_bytes(test)} are held out as test text")
+    return _put(home, told, output)
+
+
+def _send_encoder(home: Home, spec_path: Path, file: RunFile, output: Output) -> Digest:
+    folder = home.scratch(f"encoder-{spec_path.stem}")
+    return _put(home, pack_encoder(_beside(spec_path, file.encoder), folder, output=output), output)
+
+
+def _put(home: Home, packed: Mapping[str, Any], output: Output) -> Digest:
+    """Puts files of `python -m sampling` into the coordinator's store; the manifest's digest."""
     from potluck.commands.transfer import put_corpus
 
-    ingested = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=seed, output=output)
-    files = {Digest(digest): Path(path) for digest, path in ingested["files"].items()}
+    files = {Digest(digest): Path(path) for digest, path in packed["files"].items()}
     put_corpus(identity_of(home), home.scratch("blobs"), files, output)
-    return Digest(ingested["manifest"])
+    return Digest(packed["manifest"])
+
+
+def _beside(spec_path: Path, path: str) -> Path:
+    """A path that a spec file names, relative to it."""
+    return (spec_path.resolve().parent / path).resolve()
 
 
 def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from potluck.commands.output import Output
-from potluck.errors import CorpusError, PotluckError, ResourceError
+from potluck.errors import CorpusError, PotluckError
+from potluck.net.remote_errors import error_from_id
 
 
-def ingest(data: Path, out: Path, *, seed: int, output: Output) -> Mapping[str, Any]:
+def ingest(data: Path, out: Path, *, seed: int, output: Output, is_target: bool = False) -> Mapping[str, Any]:
     """Writes document shards and a corpus manifest into `out`.
+
+    Args:
+        is_target: examples of what a specialist is for: few are enough, and more of them is held out.
 
     Returns:
         The answer of `python -m sampling ingest --json`: manifest (digest), path, files (digest to
@@ -23,7 +27,22 @@ def ingest(data: Path, out: Path, *, seed: int, output: Output) -> Mapping[str, 
     Raises:
         CorpusError: as the reader says.
     """
-    return _sampling(["ingest", str(data), "--out", str(out), "--seed", str(seed)], "reading the text", output)
+    arguments = ["ingest", str(data), "--out", str(out), "--seed", str(seed)]
+    if is_target:
+        return _sampling([*arguments, "--target"], "reading the target", output)
+    return _sampling(arguments, "reading the text", output)
+
+
+def pack_encoder(folder: Path, out: Path, *, output: Output) -> Mapping[str, Any]:
+    """Lists a sentence encoder's files in a manifest, after it was loaded once.
+
+    Returns:
+        manifest (digest), path, files (digest to path), dim.
+
+    Raises:
+        UsageError: ``usage.bad-encoder``, what is missing or does not load.
+    """
+    return _sampling(["pack-encoder", str(folder), str(out)], "trying the encoder", output)
 
 
 def estimate(data: Path, *, vocab_size: int, output: Output) -> Mapping[str, Any]:
@@ -55,8 +74,7 @@ def _error(answer: str, said: Sequence[str], code: int) -> PotluckError:
     """The reader's own error, as it was raised there."""
     try:
         body = json.loads(answer)
-        kind = ResourceError if code == ResourceError.exit_code else CorpusError
-        return kind(body["error"], body["message"], body["fix"])
+        return error_from_id(body["error"], body["message"], body["fix"])
     except (ValueError, KeyError):
         tail = "\n    ".join(said[-8:])
         return CorpusError("corpus.reader-failed", f"the reader ended with code {code}:\n    {tail}")

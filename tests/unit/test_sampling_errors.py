@@ -153,3 +153,10 @@ def test_an_estimate_comes_near_the_truth_and_refuses_odd_vocabularies(
     assert main(["estimate", str(tmp_path / "long.txt"), "--sample-bytes", "10", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["bytes"], answer["documents"]) == (300_000, 1)
+
+
+def test_a_folder_that_is_no_encoder_is_refused_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack-encoder", str(tmp_path / "absent"), str(tmp_path / "out"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "usage.bad-encoder"

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from potluck.errors import CorpusError
 from potluck.ids import digest_file
 from sampling.ingest import Ingested, first_occurrences, ingest
 from sampling.records import Record
 from sampling.sections import SECTION_BYTES, cut
 from sampling.shards import SHARD_BYTES, ShardWriter
-from sampling.splits import split_units
+from sampling.splits import OF_A_TARGET, split_units
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -240,3 +241,54 @@ def test_progress_never_goes_back_and_ends_at_one(demo: Path, tmp_path: Path) ->
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert np.all(np.diff(seen) >= 0)
+
+
+def examples(count: int, characters: int = 200) -> list[str]:
+    return [prose(900 + i, characters).replace("\n\n", " ") for i in range(count)]
+
+
+@pytest.mark.parametrize("form", ["files", "lines", "paragraphs", "json lines"])
+def test_five_examples_of_a_target_give_text_to_every_split_and_stay_whole(tmp_path: Path, form: str) -> None:
+    texts, target = examples(5), tmp_path / "target.txt"
+    if form == "files":
+        target = tmp_path / "target"
+        target.mkdir()
+        for number, text in enumerate(texts):
+            (target / f"{number}.txt").write_text(text)
+    elif form == "json lines":
+        target = tmp_path / "target.jsonl"
+        write_jsonl(target, [{"text": text} for text in texts])
+    else:
+        target.write_text(("\n" if form == "lines" else "\n\n").join(texts) + "\n")
+    lines = lines_of(ingest(target, tmp_path / "out", sharing=OF_A_TARGET))
+    assert sorted(line["split"] for line in lines) == ["test", "train", "train", "train", "valid"]
+    assert sorted(line["text"].strip() for line in lines) == sorted(texts)
+
+
+def test_running_text_of_a_target_is_cut_and_about_a_fifth_of_it_is_test(tmp_path: Path) -> None:
+    (tmp_path / "target.txt").write_text(" ".join(examples(20)))
+    facts: Any = ingest(tmp_path / "target.txt", tmp_path / "out", sharing=OF_A_TARGET).manifest["sources"]
+    assert 0.1 < facts["all"]["splits"]["test"] / facts["all"]["bytes"] < 0.3
+
+
+def test_many_short_lines_of_a_target_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "target.txt").write_text("\n".join(examples(500, 60)))
+    lines = lines_of(ingest(tmp_path / "target.txt", tmp_path / "out", sharing=OF_A_TARGET))
+    assert 40 <= len(lines) <= 60
+    assert all(line["text"].endswith("\n") for line in lines[:-1])
+
+
+def test_too_few_examples_are_refused_with_their_number_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "target.txt").write_text(examples(1, 600)[0])
+    with pytest.raises(CorpusError, match=r"3 examples.*train \d+, valid \d+, test 0") as caught:
+        ingest(tmp_path / "target.txt", tmp_path / "out", sharing=OF_A_TARGET)
+    assert caught.value.error_id == "corpus.too-few-examples"
+    assert "five examples" in caught.value.fix
+
+
+@pytest.mark.parametrize(("text", "error_id"), [("word", "corpus.too-small"), (" \n", "corpus.empty")])
+def test_a_target_of_a_word_or_of_nothing_is_refused(tmp_path: Path, text: str, error_id: str) -> None:
+    (tmp_path / "target.txt").write_text(text)
+    with pytest.raises(CorpusError) as caught:
+        ingest(tmp_path / "target.txt", tmp_path / "out", sharing=OF_A_TARGET)
+    assert caught.value.error_id == error_id
