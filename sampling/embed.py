@@ -72,18 +72,20 @@ def fit_lsi_task(call: TaskCall) -> TaskOutput:
 def embed_rows(call: TaskCall) -> TaskOutput:
     """Task `embed`: rows [start, start + count) of a split in their own order, one vector each.
 
-    `dtype` float32 (default) or float16 is how they are kept. Plans ask for parts of bounded size.
+    `dtype` float32 (default) or float16 is how they are kept; `columns` embeds the first tokens of each row
+    only, as a routing decision sees it. Plans ask for parts of bounded size.
     """
     params = call.params
     rows = TokenRows(call.json("tokens_manifest"), call.blobs, str(params["split"]))
     tokenizer = load_tokenizer(call.path("tokenizer"))
     start, count = int(params["start"]), int(params["count"])
     batch = int(params.get("batch_size", DEFAULT_BATCH))
+    columns = int(params.get("columns", rows.sequence_length + 1))
     encoder = task_encoder(call)
     vectors = np.empty((count, encoder.dim), dtype=str(params.get("dtype", "float32")))
     for begin in range(0, count, batch):
         chosen = np.arange(start + begin, start + min(begin + batch, count), dtype=np.int64)
-        vectors[begin : begin + len(chosen)] = encoder.encode(row_texts(rows, chosen, tokenizer))
+        vectors[begin : begin + len(chosen)] = encoder.encode(row_texts(rows, chosen, tokenizer, columns))
         call.progress((begin + len(chosen)) / count)
     return TaskOutput(
         files={"vectors": call.write_array("vectors", vectors)},
@@ -113,10 +115,10 @@ def load_encoder(path: Path) -> Encoder:
     return LsiEncoder.load(path)
 
 
-def row_texts(rows: TokenRows, indices: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """Text of rows without their padding."""
+def row_texts(rows: TokenRows, indices: np.ndarray, tokenizer: Tokenizer, columns: int | None = None) -> list[str]:
+    """Text of rows without their padding; of their first `columns` tokens, if given."""
     targets = rows.meta(indices)[:, META_TARGETS]
-    return decode(tokenizer, [row[: n + 1] for row, n in zip(rows.take(indices), targets, strict=True)])
+    return decode(tokenizer, [row[: n + 1][:columns] for row, n in zip(rows.take(indices), targets, strict=True)])
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[np.ndarray]) -> list[str]:

@@ -18,6 +18,7 @@ from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels, join_labels
 from sampling.near_duplicates import fit_near_duplicates
+from sampling.partition_scores import score_distance, score_source
 from sampling.targets import fit_target_histogram
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
@@ -83,6 +84,8 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("embed", ""): embed.embed_rows,
     ("fit_clusters", ""): cluster.fit_clusters,
     ("score", ""): scoring.score_column,
+    ("score", "distance"): score_distance,
+    ("score", "source"): score_source,
     ("assign", "sorted_greedy"): assign,
     ("assign", "partition"): cluster.assign_partition,
     ("assign", "balanced_clusters"): cluster.assign_balanced,

@@ -64,6 +64,8 @@ class Divider:
     how: PartitionSpec
     text: Text
     wishes: Wishes
+    columns: int = 0
+    """Tokens of a row that count; 0: all of them."""
 
     def divide(self) -> Domains | str:
         """The domains, or the stage that is under way."""
@@ -73,7 +75,7 @@ class Divider:
         if clusters is None:
             return "fitting the encoder"
         encoder_name, encoder = clusters
-        vectors = self._vectors(encoder_name, encoder, self.text.tokens, "train", self.text.train_rows, "")
+        vectors = self.vectors(encoder_name, encoder, self.text.tokens, "train", self.text.train_rows, "")
         if vectors is None:
             return "embedding the rows"
         tree = self._want_tree(vectors)
@@ -102,7 +104,7 @@ class Divider:
         """Labels and distances of other rows in the same domains, by part, once there; `what` names them."""
         assert domains.clusters is not None, "domains by source place no other text"
         found = domains.clusters
-        vectors = self._vectors(found.encoder_name, found.encoder, tokens, split, rows, what)
+        vectors = self.vectors(found.encoder_name, found.encoder, tokens, split, rows, what)
         return None if vectors is None else self._placed(found, vectors, what)
 
     def label(self, domains: Domains, excluded: Digest = NO_DIGEST) -> Labelled | None:
@@ -152,16 +154,17 @@ class Divider:
         )
         return None if fitted is None else ("encoder", fitted.blobs["encoder"])
 
-    def _vectors(
+    def vectors(
         self, encoder_name: str, encoder: Digest, tokens: Digest, split: str, rows: int, what: str
     ) -> dict[str, Digest] | None:
         """Vectors of all rows of a split, by part, once all are there."""
         parts: dict[str, Digest] = {}
         starts = range(0, rows, ROWS_PER_PART)
         for index, start in enumerate(starts):
+            params: dict[str, Json] = {"split": split, "start": start, "count": min(ROWS_PER_PART, rows - start)}
             embedded = self.wishes.task(
                 "embed",
-                {"split": split, "start": start, "count": min(ROWS_PER_PART, rows - start)},
+                params | ({"columns": self.columns} if self.columns else {}),
                 {"tokens_manifest": tokens, "tokenizer": self.text.tokenizer, encoder_name: encoder},
                 label=f"embed {what}{split} rows, part {index} of {len(starts)}",
                 rank=FIRST_RANK,

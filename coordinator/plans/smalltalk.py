@@ -7,6 +7,8 @@ the dense twin and the random split need tokens only.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from coordinator.core.values import Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
 from coordinator.plans.held_out import Probed, last_stage
@@ -20,10 +22,13 @@ from coordinator.plans.smalltalk_report import Contest, run_figures, want_report
 from coordinator.plans.smalltalk_routing import Routers, Scene, want_routers
 from coordinator.plans.smalltalk_search import choose_dense, choose_experts, dense_cells, expert_cells
 from coordinator.plans.smalltalk_sizes import Sizes
+from coordinator.plans.smalltalk_sorting import Centroids, FrozenRouters, Sorter, Sources, want_sorter
 from coordinator.plans.text import Text, too_small, want_text
 from potluck.config import to_mapping
-from potluck.ids import canonical_json
+from potluck.ids import Json, canonical_json
 from potluck.specs.smalltalk import SmallTalkSpec
+
+NO_ROUTERS = Routers(round_index=0, frozen=None, purity=())
 
 
 def advance(spec: SmallTalkSpec, corpus: CorpusFacts, results: Results) -> Wanted:
@@ -42,14 +47,17 @@ def advance(spec: SmallTalkSpec, corpus: CorpusFacts, results: Results) -> Wante
 
 def _train(scene: Scene, text: Text) -> Wanted:
     spec, wishes = scene.spec, scene.wishes
-    routers = want_routers(scene)
-    experts = want_experts(scene, expert_cells(spec), routers.frozen)
+    routers = want_routers(scene) if spec.has_routers else NO_ROUTERS
+    sorter = _sorter(scene, routers)
+    experts = want_experts(scene, expert_cells(spec), sorter)
     denses = want_dense(scene, dense_cells(spec))
-    expert_choice = choose_experts(scene, experts, routers.frozen)
+    expert_choice = choose_experts(scene, experts, sorter)
     dense_choice = choose_dense(scene, denses)
-    serving = _serving_json(scene, routers)
+    serving = _serving_json(scene, sorter)
     if expert_choice.cell is None or (denses and dense_choice.cell is None):
-        return wishes.wanted(_stage(scene, routers, "searching batch size and learning rate"), serving_json=serving)
+        return wishes.wanted(
+            _stage(scene, routers, sorter, "searching batch size and learning rate"), serving_json=serving
+        )
     contest = Contest(
         cell=expert_choice.cell,
         experts=experts[expert_choice.cell],
@@ -61,9 +69,9 @@ def _train(scene: Scene, text: Text) -> Wanted:
     )
     probed = _want_publications(scene, contest)
     publish = tuple(probe.publication for probe in probed if probe.publication is not None)
-    report = want_report(scene, contest, routers.frozen, routers.purity)
+    report = want_report(scene, contest, sorter, routers.purity)
     if report is None or not all(probe.is_complete for probe in probed):
-        stage = _stage(scene, routers, _models_stage(scene, contest))
+        stage = _stage(scene, routers, sorter, _models_stage(scene, contest))
         return wishes.wanted(stage, publish=publish, serving_json=serving)
     finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
     return wishes.wanted(last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
@@ -76,26 +84,48 @@ def _want_publications(scene: Scene, contest: Contest) -> list[Probed]:
     return [scene.examiner.probes(training, slot) for slot, training in slots.items()]
 
 
-def _serving_json(scene: Scene, routers: Routers) -> str:
-    """What a router needs beside the published slots, once the router models are frozen."""
-    if routers.frozen is None:
-        return ""
+def _sorter(scene: Scene, routers: Routers) -> Sorter | None:
+    """What sorts the experts' text, once it is there."""
+    if scene.spec.has_routers:
+        return FrozenRouters(weights=routers.frozen) if routers.frozen is not None else None
+    found = want_sorter(scene)
+    return None if isinstance(found, str) else found
+
+
+def _serving_json(scene: Scene, sorter: Sorter | None) -> str:
+    """What a router needs beside the published slots, once it is settled what sorts text.
+
+    Nobody can tell the source of a request: a run sorted by source is served by its dense twin, if it has one.
+    """
     spec = scene.spec
-    return canonical_json(
-        {
-            "method": spec.method,
-            "tokenizer": scene.text.tokenizer,
-            "sequence_length": spec.text.sequence_length,
-            "prefix_length": spec.text.prefix_length,
-            "router_model": to_mapping(spec.router_model()),
-            "routers": list(routers.frozen),
-            "expert_model": to_mapping(spec.expert_model()),
-        }
-    )
+    view: dict[str, Json] = {
+        "method": spec.method,
+        "tokenizer": scene.text.tokenizer,
+        "sequence_length": spec.text.sequence_length,
+        "prefix_length": spec.text.prefix_length,
+        "expert_model": to_mapping(spec.expert_model()),
+    }
+    match sorter:
+        case None:
+            return ""
+        case FrozenRouters(weights=weights):
+            view |= {"router_model": to_mapping(spec.router_model()), "routers": list(weights)}
+        case Centroids(partition=partition):
+            view |= {"route_by": "partition", "partition": partition}
+        case Sources():
+            if not spec.dense.enabled:
+                return ""
+            view |= {"route_by": "one", "default_slot": "dense"}
+        case _:
+            assert_never(sorter)
+    return canonical_json(view)
 
 
-def _stage(scene: Scene, routers: Routers, later: str) -> str:
+def _stage(scene: Scene, routers: Routers, sorter: Sorter | None, later: str) -> str:
     """For people. Coarse, so that a plan that only waits says the same thing again."""
+    if not scene.spec.has_routers:
+        found = want_sorter(scene) if sorter is None else later
+        return found if isinstance(found, str) else later
     if routers.frozen is None:
         return f"routers in round {routers.round_index + 1} of {scene.spec.routers.rounds}"
     return later

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from coordinator.plans.seeds import derive
-from coordinator.plans.smalltalk_routing import URGENT_RANK, Scene, want_chunk
+from coordinator.plans.smalltalk_routing import URGENT_RANK, Scene
 from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.smalltalk_sorting import Sorter, want_chunk
 from coordinator.plans.trainings import Training
 from potluck.ids import Digest
 from potluck.recipe import Assigned, RandomShare, Segment, Stream
@@ -12,14 +13,12 @@ from potluck.recipe import Assigned, RandomShare, Segment, Stream
 ORDINARY_RANK = 1
 
 
-def want_experts(
-    scene: Scene, cells: tuple[Cell, ...], frozen: tuple[Digest, ...] | None
-) -> dict[Cell, list[Training]]:
+def want_experts(scene: Scene, cells: tuple[Cell, ...], sorter: Sorter | None) -> dict[Cell, list[Training]]:
     """Chunk c is segment c of every expert, in every cell alike."""
     num = scene.spec.experts.num
     suffixes = cell_suffixes(cells)
     experts = {cell: [scene.recipes.expert(e, cell, suffixes[cell]) for e in range(num)] for cell in cells}
-    assignments = _want_assignments(scene, experts, frozen) if frozen is not None else []
+    assignments = _want_assignments(scene, experts, sorter) if sorter is not None else []
     for cell, trainings in experts.items():
         for index, training in enumerate(trainings):
             segments = tuple(
@@ -65,7 +64,7 @@ def cell_suffixes(cells: tuple[Cell, ...]) -> dict[Cell, str]:
 # --- data -------------------------------------------------------------------------------------
 
 
-def _want_assignments(scene: Scene, experts: dict[Cell, list[Training]], frozen: tuple[Digest, ...]) -> list[Digest]:
+def _want_assignments(scene: Scene, experts: dict[Cell, list[Training]], sorter: Sorter) -> list[Digest]:
     """Assignments of the chunks from the first on, as far as they are known without a gap.
 
     All chunks are scored as nodes find the time; the next one is urgent once an expert has begun the last it has.
@@ -74,7 +73,7 @@ def _want_assignments(scene: Scene, experts: dict[Cell, list[Training]], frozen:
     gap = False
     for chunk in range(scene.spec.experts.chunks):
         rank = URGENT_RANK if chunk == 0 or _has_begun(scene, experts, chunk - 1) else ORDINARY_RANK
-        assignment = want_chunk(scene, frozen, chunk, rank)
+        assignment = want_chunk(scene, sorter, chunk, rank)
         gap = gap or assignment is None
         if assignment is not None and not gap:
             known.append(assignment)

@@ -54,7 +54,8 @@ class Recipes:
         )
 
     def expert(self, index: int, cell: Cell, suffix: str = "") -> Training:
-        rule = self._rule("routed", {**self._em_rule(), **self._chunk_rule()})
+        sorted_by = self._em_rule() if self._spec.has_routers else {"partition_by": self._spec.partition_by}
+        rule = self._rule("routed", {**sorted_by, **self._chunk_rule()})
         return self._expert_like("expert", index, cell, rule, f"expert {index}{suffix}", FIRST_RANK)
 
     def random_split(self, index: int, cell: Cell) -> Training:

@@ -14,9 +14,10 @@ from coordinator.plans.smalltalk_search import (
     want_held_out_columns,
 )
 from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.smalltalk_sorting import Sorter
 from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
-from potluck.ids import Digest, Json
+from potluck.ids import Json
 from potluck.lm.optim.horizon import optimizer_facts
 
 
@@ -34,10 +35,10 @@ class Contest:
 
 
 def want_report(
-    scene: Scene, contest: Contest, frozen: tuple[Digest, ...] | None, purity: tuple[Figures | None, ...]
+    scene: Scene, contest: Contest, sorter: Sorter | None, purity: tuple[Figures | None, ...]
 ) -> TaskResult | None:
     """The comparison on test rows, once all it compares is there. Each part starts as early as it can."""
-    columns = want_held_out_columns(scene, frozen, "test") if frozen is not None else None
+    columns = want_held_out_columns(scene, sorter, "test") if sorter is not None else None
     experts = held_out_inputs("expert", [scene.examiner.nll(training, "test") for training in contest.experts])
     randoms = held_out_inputs(
         "random_split", [scene.examiner.nll(training, "test") for training in contest.random_split]
@@ -68,7 +69,7 @@ def want_report(
 def facts_of(scene: Scene, contest: Contest, purity: list[Figures]) -> dict[str, Json]:
     """What was trained on what, for how much: everything a reader needs to doubt the tables well."""
     spec, sizes = scene.spec, scene.sizes
-    router_rows = spec.routers.rounds * spec.routers.chunk_sequences
+    router_rows = sizes.router_rounds * spec.routers.chunk_sequences
     expert_rows = spec.experts.chunks * spec.experts.chunk_sequences
     dense_rows = 0
     if contest.dense is not None:
@@ -94,7 +95,8 @@ def facts_of(scene: Scene, contest: Contest, purity: list[Figures]) -> dict[str,
             "experts": expert_rows / scene.text.train_rows,
             "dense": dense_rows / scene.text.train_rows,
         },
-        "routers": _router_facts(scene, router_rows),
+        "routers": _router_facts(scene, router_rows) if spec.has_routers else None,
+        "partition_by": spec.partition_by,
         "experts": {"num": spec.experts.num, "chunks": spec.experts.chunks, **_model_facts(scene, contest.experts)},
         "random_split": _model_facts(scene, contest.random_split) if contest.random_split else None,
         "dense": _model_facts(scene, [contest.dense]) if contest.dense is not None else None,
@@ -119,7 +121,8 @@ def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tupl
     shown = [*contest.experts, *contest.random_split]
     if contest.dense is not None:
         shown.append(contest.dense)
-    routers = [scene.recipes.router(index) for index in range(scene.spec.experts.num)]
+    num_routers = scene.spec.experts.num if scene.spec.has_routers else 0
+    routers = [scene.recipes.router(index) for index in range(num_routers)]
     curves: dict[str, Json] = {training.label: _curve(scene, training) for training in (*routers, *shown)}
     return {
         "headline": dict(report.figures),

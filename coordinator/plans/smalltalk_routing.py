@@ -90,26 +90,6 @@ def want_routers(scene: Scene) -> Routers:
     )
 
 
-def want_chunk(scene: Scene, frozen: tuple[Digest, ...], chunk: int, rank: int) -> Digest | None:
-    """The frozen routers' balanced assignment of an expert chunk."""
-    columns: dict[str, Digest] = {}
-    for index, weights in enumerate(frozen):
-        scored = want_score(
-            scene,
-            weights,
-            split="train",
-            start=scene.sizes.expert_chunk_start(chunk),
-            count=scene.spec.experts.chunk_sequences,
-            label=f"score chunk {chunk} with router {index}",
-            rank=rank,
-        )
-        if scored is not None:
-            columns[f"column-{index:03d}"] = scored.blobs["column"]
-    return _want_assignment(
-        scene, columns, scene.spec.experts.chunk_sequences, label=f"assign chunk {chunk}", rank=rank
-    )
-
-
 def want_score(
     scene: Scene, weights: Digest, *, split: str, start: int, count: int, label: str, rank: int
 ) -> TaskResult | None:
@@ -149,12 +129,10 @@ def _round_assignment(scene: Scene, routers: list[Training], round_index: int) -
         )
         if scored is not None:
             columns[f"column-{index:03d}"] = scored.blobs["column"]
-    return _want_assignment(scene, columns, num_rows, label=f"assign round {round_index}", rank=URGENT_RANK)
+    return want_assignment(scene, columns, num_rows, label=f"assign round {round_index}", rank=URGENT_RANK)
 
 
-def _want_assignment(
-    scene: Scene, columns: Mapping[str, Digest], count: int, *, label: str, rank: int
-) -> Digest | None:
+def want_assignment(scene: Scene, columns: Mapping[str, Digest], count: int, *, label: str, rank: int) -> Digest | None:
     num_experts = scene.spec.experts.num
     if len(columns) < num_experts:
         return None

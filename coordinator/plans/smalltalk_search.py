@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from coordinator.core.values import TaskResult
 from coordinator.plans.held_out import EVAL_RANK
 from coordinator.plans.seeds import derive
-from coordinator.plans.smalltalk_routing import Scene, want_score
+from coordinator.plans.smalltalk_routing import Scene
 from coordinator.plans.smalltalk_sizes import Cell
+from coordinator.plans.smalltalk_sorting import Sorter, want_column
 from coordinator.plans.trainings import Training
 from potluck.ids import Digest, Json
 from potluck.specs.smalltalk import SmallTalkSpec
@@ -46,11 +47,11 @@ def choose_dense(scene: Scene, trainings: dict[Cell, Training]) -> Chosen:
     return _least(scores, {cell: training.total_steps for cell, training in trainings.items()})
 
 
-def choose_experts(scene: Scene, experts: dict[Cell, list[Training]], frozen: tuple[Digest, ...] | None) -> Chosen:
+def choose_experts(scene: Scene, experts: dict[Cell, list[Training]], sorter: Sorter | None) -> Chosen:
     """By the mixture's suffix NLL on validation rows, each routed as a reader's text would be."""
     if len(experts) == 1:
         return Chosen(cell=next(iter(experts)), table=[])
-    columns = want_held_out_columns(scene, frozen, "valid") if frozen is not None else None
+    columns = want_held_out_columns(scene, sorter, "valid") if sorter is not None else None
     scores: dict[Cell, float | None] = {}
     for cell, trainings in experts.items():
         nll = held_out_inputs("expert", [scene.examiner.nll(training, "valid") for training in trainings])
@@ -63,16 +64,16 @@ def choose_experts(scene: Scene, experts: dict[Cell, list[Training]], frozen: tu
     return _least(scores, {cell: trainings[0].total_steps for cell, trainings in experts.items()})
 
 
-def want_held_out_columns(scene: Scene, frozen: tuple[Digest, ...], split: str) -> dict[str, Digest] | None:
-    """Every frozen router's scores of all rows of a held-out split, once all are there."""
+def want_held_out_columns(scene: Scene, sorter: Sorter, split: str) -> dict[str, Digest] | None:
+    """Every expert's column over all rows of a held-out split, once all are there."""
     count = {"valid": scene.text.valid_rows, "test": scene.text.test_rows}[split]
     columns: dict[str, Digest] = {}
-    for index, weights in enumerate(frozen):
+    for index in range(scene.spec.experts.num):
         label = f"score the {split} rows with router {index}"
-        scored = want_score(scene, weights, split=split, start=0, count=count, label=label, rank=EVAL_RANK)
+        scored = want_column(scene, sorter, index, split=split, start=0, count=count, label=label, rank=EVAL_RANK)
         if scored is not None:
             columns[f"column-{index:03d}"] = scored.blobs["column"]
-    return columns if len(columns) == len(frozen) else None
+    return columns if len(columns) == scene.spec.experts.num else None
 
 
 def held_out_inputs(name: str, results: list[TaskResult | None]) -> dict[str, Digest] | None:

@@ -37,14 +37,19 @@ class Sizes:
         return routers.chunk_sequences // (self.spec.experts.num * routers.batch_size)
 
     @property
+    def router_rounds(self) -> int:
+        """0 where something else sorts the text."""
+        return self.spec.routers.rounds if self.spec.has_routers else 0
+
+    @property
     def router_steps(self) -> int:
-        return self.spec.routers.rounds * self.router_steps_per_round
+        return self.router_rounds * self.router_steps_per_round
 
     def router_chunk_start(self, round_index: int) -> int:
         return round_index * self.spec.routers.chunk_sequences
 
     def expert_chunk_start(self, chunk: int) -> int:
-        return self.router_chunk_start(self.spec.routers.rounds) + chunk * self.spec.experts.chunk_sequences
+        return self.router_chunk_start(self.router_rounds) + chunk * self.spec.experts.chunk_sequences
 
     def expert_steps_per_chunk(self, cell: Cell) -> int:
         return self.spec.experts.chunk_sequences // (self.spec.experts.num * cell.batch_size)
@@ -79,13 +84,13 @@ class Sizes:
         Round 0 trains on random shares, so R - 1 router chunks are scored; every row by all E routers.
         """
         spec = self.spec
-        router_rows = spec.routers.rounds * spec.routers.chunk_sequences
+        router_rows = self.router_rounds * spec.routers.chunk_sequences
         expert_rows = spec.experts.chunks * spec.experts.chunk_sequences
-        scored_rows = (spec.routers.rounds - 1) * spec.routers.chunk_sequences
+        scored_rows = max(0, self.router_rounds - 1) * spec.routers.chunk_sequences
         parts = {
             "router_training": router_rows * self.router_row_flops,
             "router_scoring": scored_rows * spec.experts.num * self.router_score_flops,
-            "expert_scoring": expert_rows * spec.experts.num * self.router_score_flops,
+            "expert_scoring": expert_rows * spec.experts.num * self.router_score_flops * spec.has_routers,
             "experts": expert_rows * self.expert_row_flops,
         }
         return {**parts, "total": sum(parts.values())}

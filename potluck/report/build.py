@@ -59,6 +59,8 @@ def build_report(science: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
     routers, experts = facts.spec.routers, facts.spec.experts
     paper_per_token = SCORED_BYTES_PER_SEQUENCE_AND_EXPERT * experts.num / facts.spec.text.sequence_length
     scored_rows = (routers.rounds - 1) * routers.chunk_sequences + experts.chunks * experts.chunk_sequences
+    if not facts.spec.has_routers:
+        paper_per_token, scored_rows = 0.0, 0
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": facts.run,

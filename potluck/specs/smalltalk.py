@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from potluck.config import added
 from potluck.lm.config import ModelConfig
 from potluck.recipe import require_shares
 from potluck.specs.sections import CommonSpec, ModelShape, require
@@ -112,6 +113,8 @@ class SearchSpec:
 @dataclass(frozen=True, kw_only=True)
 class SmallTalkSpec(CommonSpec):
     method: Literal["smalltalk"] = "smalltalk"
+    partition_by: Literal["routers", "clusters", "source"] = added("routers")
+    """What sorts the text: routers, or for comparison clusters of tf-idf vectors of prefixes, or the sources."""
     routers: RouterSpec = field(default_factory=RouterSpec)
     experts: ExpertSpec = field(default_factory=ExpertSpec)
     dense: DenseSpec = field(default_factory=DenseSpec)
@@ -141,6 +144,10 @@ class SmallTalkSpec(CommonSpec):
             self.profile_for(self.router_model(), batch_size=self.routers.batch_size, sequence=prefix)
             for batch in batches:
                 self.profile_for(self.expert_model(), batch_size=batch, sequence=length)
+
+    @property
+    def has_routers(self) -> bool:
+        return self.partition_by == "routers"
 
     def resolved(self) -> SmallTalkSpec:
         """Presets become numbers."""
