@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "why": "what a decision about a run rests on, in words",
     "nodes": "what every node does now, and how fast",
     "ledger": "which steps are committed, and what crossed the wire",
+    "sweep": "try learning rates, batch sizes and optimizers, each as a run",
     "eval": "the table of a finished run",
     "plan": "size a run for this machine, or check a spec",
     "route": "which expert would take this text",

@@ -52,19 +52,43 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers within [low, high], low above 0, for an axis of logarithms.
+
+    >>> log_ticks(0.001, 0.2)
+    [0.001, 0.01, 0.1]
+    """
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(inside) >= 3:
+            return inside
+    return nice_ticks(low, high)
+
+
 def line_chart(
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    x_log: bool = False,
+    dots: bool = False,
 ) -> str:
-    """Lines with axes; series are coloured in order, and named in the legend the page draws."""
+    """Lines with axes; series are coloured in order, and named in the legend the page draws.
+
+    Args:
+        x_log: the x axis is logarithmic; every x must be above 0.
+        dots: each point is marked, for lines of few points.
+    """
+    if x_log:
+        series = {name: [(math.log10(x), y) for x, y in line] for name, line in series.items()}
     points = [point for line in series.values() for point in line]
     if not points:
         return empty("no values")
     frame = Frame()
-    x_low, x_high = _span([x for x, _ in points])
+    x_low, x_high = _span([x for x, _ in points], margin=0.03 if dots else 0.0)
     y_low, y_high = y_range if y_range is not None else _span([y for _, y in points], margin=0.05)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -72,16 +96,15 @@ def line_chart(
         down = frame.top + (1 - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)) * frame.inner_height
         return round(across, 1), round(down, 1)
 
-    parts = _axes(frame, (x_low, x_high), (y_low, y_high), x_label=x_label, y_label=y_label)
+    parts = _axes(frame, (x_low, x_high), (y_low, y_high), x_label=x_label, y_label=y_label, x_log=x_log)
     for index, (name, line) in enumerate(series.items()):
         shown = _thin(line)
         path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in shown))
         title = f"<title>{escape(name)}</title>"
-        if len(shown) == 1:
-            x, y = place(*shown[0])
-            parts.append(f'<circle class="dot s{index % NUM_COLOURS}" cx="{x}" cy="{y}" r="3">{title}</circle>')
-        elif shown:
+        if len(shown) > 1:
             parts.append(f'<polyline class="line s{index % NUM_COLOURS}" points="{path}">{title}</polyline>')
+        for x, y in (place(*point) for point in shown) if dots or len(shown) == 1 else ():
+            parts.append(f'<circle class="dot s{index % NUM_COLOURS}" cx="{x}" cy="{y}" r="3">{title}</circle>')
     return _svg(frame, parts, f"{y_label} against {x_label}")
 
 
@@ -171,7 +194,13 @@ def empty(reason: str) -> str:
     return f'<p class="empty">{escape(reason)}</p>'
 
 
-def _axes(frame: Frame, x: tuple[float, float], y: tuple[float, float], *, x_label: str, y_label: str) -> list[str]:
+def _axes(
+    frame: Frame, x: tuple[float, float], y: tuple[float, float], *, x_label: str, y_label: str, x_log: bool
+) -> list[str]:
+    """
+    Args:
+        x: the span, of logarithms to base 10 with `x_log`.
+    """
     parts = []
     base = frame.height - frame.bottom
     for tick in nice_ticks(*y):
@@ -180,8 +209,9 @@ def _axes(frame: Frame, x: tuple[float, float], y: tuple[float, float], *, x_lab
             f'<line class="grid" x1="{frame.left}" y1="{down:.1f}" x2="{frame.width - frame.right}" y2="{down:.1f}"/>'
         )
         parts.append(f'<text class="text" x="{frame.left - 6}" y="{down + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in nice_ticks(*x, count=8):
-        across = frame.left + (tick - x[0]) / (x[1] - x[0]) * frame.inner_width
+    for tick in log_ticks(10 ** x[0], 10 ** x[1]) if x_log else nice_ticks(*x, count=8):
+        along = math.log10(tick) if x_log else tick
+        across = frame.left + (along - x[0]) / (x[1] - x[0]) * frame.inner_width
         parts.append(f'<text class="text" x="{across:.1f}" y="{base + 16}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<line class="axis" x1="{frame.left}" y1="{base}" x2="{frame.width - frame.right}" y2="{base}"/>')
     middle = frame.left + frame.inner_width / 2
