@@ -570,3 +570,84 @@ class ShutdownResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["message", b"message"]) -> None: ...
 
 Global___ShutdownResponse: typing_extensions.TypeAlias = ShutdownResponse
+
+@typing.final
+class BackupRequest(google.protobuf.message.Message):
+    """A consistent copy of the coordinator's home, made while it works."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    target: builtins.str
+    def __init__(
+        self,
+        *,
+        target: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["target", b"target"]) -> None: ...
+
+Global___BackupRequest: typing_extensions.TypeAlias = BackupRequest
+
+@typing.final
+class BackupResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    DAMAGED_FIELD_NUMBER: builtins.int
+    events: builtins.int
+    blobs: builtins.int
+    bytes: builtins.int
+    """of blobs"""
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """digests that the state needs and the store lacks"""
+
+    @property
+    def damaged(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """whose bytes in the store have another digest"""
+
+    def __init__(
+        self,
+        *,
+        events: builtins.int = ...,
+        blobs: builtins.int = ...,
+        bytes: builtins.int = ...,
+        missing: collections.abc.Iterable[builtins.str] | None = ...,
+        damaged: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "bytes", b"bytes", "damaged", b"damaged", "events", b"events", "missing", b"missing"]) -> None: ...
+
+Global___BackupResponse: typing_extensions.TypeAlias = BackupResponse
+
+@typing.final
+class RevokePeerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: builtins.int
+    peer: builtins.str
+    def __init__(
+        self,
+        *,
+        peer: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["peer", b"peer"]) -> None: ...
+
+Global___RevokePeerRequest: typing_extensions.TypeAlias = RevokePeerRequest
+
+@typing.final
+class RevokePeerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAMS_ENDED_FIELD_NUMBER: builtins.int
+    streams_ended: builtins.int
+    def __init__(
+        self,
+        *,
+        streams_ended: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["streams_ended", b"streams_ended"]) -> None: ...
+
+Global___RevokePeerResponse: typing_extensions.TypeAlias = RevokePeerResponse

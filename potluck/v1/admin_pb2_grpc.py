@@ -79,6 +79,16 @@ class AdminServiceStub(object):
                 request_serializer=potluck_dot_v1_dot_admin__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=potluck_dot_v1_dot_admin__pb2.ShutdownResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_unary(
+                '/potluck.v1.AdminService/Backup',
+                request_serializer=potluck_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_admin__pb2.BackupResponse.FromString,
+                _registered_method=True)
+        self.RevokePeer = channel.unary_unary(
+                '/potluck.v1.AdminService/RevokePeer',
+                request_serializer=potluck_dot_v1_dot_admin__pb2.RevokePeerRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_admin__pb2.RevokePeerResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -138,6 +148,18 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokePeer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +207,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=potluck_dot_v1_dot_admin__pb2.ShutdownRequest.FromString,
                     response_serializer=potluck_dot_v1_dot_admin__pb2.ShutdownResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=potluck_dot_v1_dot_admin__pb2.BackupRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_admin__pb2.BackupResponse.SerializeToString,
+            ),
+            'RevokePeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokePeer,
+                    request_deserializer=potluck_dot_v1_dot_admin__pb2.RevokePeerRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_admin__pb2.RevokePeerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +462,60 @@ class AdminService(object):
             '/potluck.v1.AdminService/Shutdown',
             potluck_dot_v1_dot_admin__pb2.ShutdownRequest.SerializeToString,
             potluck_dot_v1_dot_admin__pb2.ShutdownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.AdminService/Backup',
+            potluck_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
+            potluck_dot_v1_dot_admin__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokePeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.AdminService/RevokePeer',
+            potluck_dot_v1_dot_admin__pb2.RevokePeerRequest.SerializeToString,
+            potluck_dot_v1_dot_admin__pb2.RevokePeerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -169,7 +169,39 @@ _AdminServiceShutdownType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceListRunsType, _AdminServiceGetRunType, _AdminServiceWatchRunType, _AdminServiceCancelRunType, _AdminServiceListNodesType, _AdminServiceGetLedgerType, _AdminServiceInviteType, _AdminServiceShutdownType]):
+_AdminServiceBackupType = typing_extensions.TypeVar(
+    '_AdminServiceBackupType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.BackupRequest,
+        potluck.v1.admin_pb2.BackupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.BackupRequest,
+        potluck.v1.admin_pb2.BackupResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.BackupRequest,
+        potluck.v1.admin_pb2.BackupResponse,
+    ],
+)
+
+_AdminServiceRevokePeerType = typing_extensions.TypeVar(
+    '_AdminServiceRevokePeerType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.RevokePeerRequest,
+        potluck.v1.admin_pb2.RevokePeerResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.RevokePeerRequest,
+        potluck.v1.admin_pb2.RevokePeerResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.RevokePeerRequest,
+        potluck.v1.admin_pb2.RevokePeerResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceListRunsType, _AdminServiceGetRunType, _AdminServiceWatchRunType, _AdminServiceCancelRunType, _AdminServiceListNodesType, _AdminServiceGetLedgerType, _AdminServiceInviteType, _AdminServiceShutdownType, _AdminServiceBackupType, _AdminServiceRevokePeerType]):
     @typing.overload
     def __init__(self: AdminServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -207,6 +239,14 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
         grpc.UnaryUnaryMultiCallable[
             potluck.v1.admin_pb2.ShutdownRequest,
             potluck.v1.admin_pb2.ShutdownResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.BackupRequest,
+            potluck.v1.admin_pb2.BackupResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.RevokePeerRequest,
+            potluck.v1.admin_pb2.RevokePeerResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -248,6 +288,14 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
             potluck.v1.admin_pb2.ShutdownRequest,
             potluck.v1.admin_pb2.ShutdownResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.BackupRequest,
+            potluck.v1.admin_pb2.BackupResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.RevokePeerRequest,
+            potluck.v1.admin_pb2.RevokePeerResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     StartRun: _AdminServiceStartRunType
@@ -267,6 +315,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
     Invite: _AdminServiceInviteType
 
     Shutdown: _AdminServiceShutdownType
+
+    Backup: _AdminServiceBackupType
+
+    RevokePeer: _AdminServiceRevokePeerType
 
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -304,6 +356,14 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         potluck.v1.admin_pb2.ShutdownRequest,
         potluck.v1.admin_pb2.ShutdownResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.BackupRequest,
+        potluck.v1.admin_pb2.BackupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.RevokePeerRequest,
+        potluck.v1.admin_pb2.RevokePeerResponse,
     ],
 ]
 
@@ -370,5 +430,19 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: potluck.v1.admin_pb2.ShutdownRequest,
         context: _ServicerContext,
     ) -> typing.Union[potluck.v1.admin_pb2.ShutdownResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.ShutdownResponse]]: ...
+
+    @abc.abstractmethod
+    def Backup(
+        self,
+        request: potluck.v1.admin_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.admin_pb2.BackupResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.BackupResponse]]: ...
+
+    @abc.abstractmethod
+    def RevokePeer(
+        self,
+        request: potluck.v1.admin_pb2.RevokePeerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.admin_pb2.RevokePeerResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.RevokePeerResponse]]: ...
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -20,6 +20,62 @@ else:
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class GreetRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GreetRequest: typing_extensions.TypeAlias = GreetRequest
+
+@typing.final
+class GreetResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    KNOWN_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    UNIX_MS_FIELD_NUMBER: builtins.int
+    CONTROL_PORT_FIELD_NUMBER: builtins.int
+    ENROL_PORT_FIELD_NUMBER: builtins.int
+    DATA_PORT_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    SILENT_MS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """the caller, by its certificate"""
+    role: builtins.str
+    known: builtins.bool
+    """false: this coordinator's journal has never let it in"""
+    version: builtins.str
+    unix_ms: builtins.int
+    """the coordinator's clock"""
+    control_port: builtins.int
+    enrol_port: builtins.int
+    data_port: builtins.int
+    state: builtins.str
+    """of the caller's session: live | suspect | gone"""
+    silent_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        role: builtins.str = ...,
+        known: builtins.bool = ...,
+        version: builtins.str = ...,
+        unix_ms: builtins.int = ...,
+        control_port: builtins.int = ...,
+        enrol_port: builtins.int = ...,
+        data_port: builtins.int = ...,
+        state: builtins.str = ...,
+        silent_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["control_port", b"control_port", "data_port", b"data_port", "enrol_port", b"enrol_port", "known", b"known", "node_id", b"node_id", "role", b"role", "silent_ms", b"silent_ms", "state", b"state", "unix_ms", b"unix_ms", "version", b"version"]) -> None: ...
+
+Global___GreetResponse: typing_extensions.TypeAlias = GreetResponse
+
+@typing.final
 class EnrolRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -140,6 +140,11 @@ class NodeServiceStub(object):
                 request_serializer=potluck_dot_v1_dot_node__pb2.SessionUp.SerializeToString,
                 response_deserializer=potluck_dot_v1_dot_node__pb2.SessionDown.FromString,
                 _registered_method=True)
+        self.Greet = channel.unary_unary(
+                '/potluck.v1.NodeService/Greet',
+                request_serializer=potluck_dot_v1_dot_node__pb2.GreetRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_node__pb2.GreetResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer(object):
@@ -182,6 +187,13 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Greet(self, request, context):
+        """for every role; changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -214,6 +226,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=potluck_dot_v1_dot_node__pb2.SessionUp.FromString,
                     response_serializer=potluck_dot_v1_dot_node__pb2.SessionDown.SerializeToString,
+            ),
+            'Greet': grpc.unary_unary_rpc_method_handler(
+                    servicer.Greet,
+                    request_deserializer=potluck_dot_v1_dot_node__pb2.GreetRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_node__pb2.GreetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -379,6 +396,33 @@ class NodeService(object):
             '/potluck.v1.NodeService/Session',
             potluck_dot_v1_dot_node__pb2.SessionUp.SerializeToString,
             potluck_dot_v1_dot_node__pb2.SessionDown.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Greet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.NodeService/Greet',
+            potluck_dot_v1_dot_node__pb2.GreetRequest.SerializeToString,
+            potluck_dot_v1_dot_node__pb2.GreetResponse.FromString,
             options,
             channel_credentials,
             insecure,

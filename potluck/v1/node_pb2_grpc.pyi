@@ -177,7 +177,23 @@ _NodeServiceSessionType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceAcquireLeaseType, _NodeServiceRenewLeaseType, _NodeServiceCommitType, _NodeServiceCompleteTaskType, _NodeServiceReturnLeaseType, _NodeServiceSessionType]):
+_NodeServiceGreetType = typing_extensions.TypeVar(
+    '_NodeServiceGreetType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.node_pb2.GreetRequest,
+        potluck.v1.node_pb2.GreetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.node_pb2.GreetRequest,
+        potluck.v1.node_pb2.GreetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.node_pb2.GreetRequest,
+        potluck.v1.node_pb2.GreetResponse,
+    ],
+)
+
+class NodeServiceStub(typing.Generic[_NodeServiceAcquireLeaseType, _NodeServiceRenewLeaseType, _NodeServiceCommitType, _NodeServiceCompleteTaskType, _NodeServiceReturnLeaseType, _NodeServiceSessionType, _NodeServiceGreetType]):
     """Served on base with mutual TLS. Every unary call is idempotent by request_id."""
 
     @typing.overload
@@ -205,6 +221,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceAcquireLeaseType, _NodeServiceR
         grpc.StreamStreamMultiCallable[
             potluck.v1.node_pb2.SessionUp,
             potluck.v1.node_pb2.SessionDown,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.node_pb2.GreetRequest,
+            potluck.v1.node_pb2.GreetResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -234,6 +254,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceAcquireLeaseType, _NodeServiceR
             potluck.v1.node_pb2.SessionUp,
             potluck.v1.node_pb2.SessionDown,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.node_pb2.GreetRequest,
+            potluck.v1.node_pb2.GreetResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     AcquireLease: _NodeServiceAcquireLeaseType
@@ -247,6 +271,9 @@ class NodeServiceStub(typing.Generic[_NodeServiceAcquireLeaseType, _NodeServiceR
     ReturnLease: _NodeServiceReturnLeaseType
 
     Session: _NodeServiceSessionType
+
+    Greet: _NodeServiceGreetType
+    """for every role; changes nothing"""
 
 NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -272,6 +299,10 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.StreamStreamMultiCallable[
         potluck.v1.node_pb2.SessionUp,
         potluck.v1.node_pb2.SessionDown,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.node_pb2.GreetRequest,
+        potluck.v1.node_pb2.GreetResponse,
     ],
 ]
 
@@ -319,5 +350,13 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[potluck.v1.node_pb2.SessionUp],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[potluck.v1.node_pb2.SessionDown], collections.abc.AsyncIterator[potluck.v1.node_pb2.SessionDown]]: ...
+
+    @abc.abstractmethod
+    def Greet(
+        self,
+        request: potluck.v1.node_pb2.GreetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.node_pb2.GreetResponse, collections.abc.Awaitable[potluck.v1.node_pb2.GreetResponse]]:
+        """for every role; changes nothing"""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
