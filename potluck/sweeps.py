@@ -15,6 +15,7 @@ from typing import Any
 from potluck.errors import SpecError, UsageError
 from potluck.specs.run import DEFAULT_METHOD, UNKNOWN_DIGEST, RunFile, RunSpec
 from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import DenseSpec, ExpertSpec, SmallTalkSpec
 
 Value = int | float | str | bool
 
@@ -26,8 +27,13 @@ OPTIONS = {RATE: "--learning-rate", BATCH: "--batch", OPTIMIZER: "--optimizer"}
 SHORT = {RATE: "lr"}
 SWEPT: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "single": {RATE: ("training.learning_rate",), BATCH: ("training.batch_size",), OPTIMIZER: ("optimizer",)},
+    "smalltalk": {
+        RATE: ("experts.learning_rate", "dense.learning_rate"),
+        BATCH: ("experts.batch_size", "dense.batch_size"),
+        OPTIMIZER: ("optimizer",),
+    },
 }
-"""By method, the keys that an option replaces."""
+"""By method, the keys that an option replaces. Both sides of a SmallTalk run get the same value: in step."""
 FIXED = ("corpus", "method", "spec_version", "data", "name", "priority")
 SHARED_BY_OPTIMIZERS = ("epsilon", "weight_decay", "grad_clip")
 """What another optimizer takes over from the file; its averages have defaults of their own."""
@@ -73,8 +79,7 @@ def axes_of(
     """
     name = str(file.body.get("method", DEFAULT_METHOD))
     if name not in SWEPT:
-        search = ' a SmallTalk run searches by itself, with [search] mode = "grid"' if name == "smalltalk" else ""
-        raise SpecError("spec.bad-value", f'a sweep of method = "{name}"', f"allowed: {', '.join(SWEPT)};{search}")
+        raise SpecError("spec.bad-value", f'a sweep of method = "{name}"', f"allowed: {', '.join(SWEPT)}")
     texts = {RATE: learning_rate, BATCH: batch, OPTIMIZER: optimizer}
     axes = [
         Axis(name=key, option=OPTIONS[key], keys=SWEPT[name][key], values=_option_values(key, text))
@@ -182,6 +187,8 @@ def _replaced(file: RunFile, axes: Sequence[Axis], values: Mapping[str, Value]) 
         for key in axis.keys:
             _put(body, key, key.split("."), values[axis.name])
     spec = replace(file, body=body).canonical(UNKNOWN_DIGEST)
+    if isinstance(spec, SmallTalkSpec):
+        body["search"] = _grid_of_one(spec)
     base = file.canonical(UNKNOWN_DIGEST)
     if isinstance(spec, SingleSpec) and isinstance(base, SingleSpec):
         body["training"] = {**body.get("training", {}), "steps": _same_rows(base, spec)}
@@ -202,6 +209,22 @@ def _put(body: dict[str, Any], key: str, path: Sequence[str], value: Value) -> N
         body[part] = dict(inner)
         body = body[part]
     body[path[-1]] = value
+
+
+def _grid_of_one(spec: SmallTalkSpec) -> dict[str, Any]:
+    """The search that tables the valid NLL of both sides at the cell's own values. Equal tokens need nothing: the
+    experts' are counted in rows, and the twin's follow from FLOPs.
+
+    Raises:
+        SpecError: ``spec.bad-value``, the file has a search of its own.
+    """
+    if spec.search.mode == "grid":
+        fix = "set search.mode to none: the sweep is the search, and each cell would make one more"
+        raise SpecError("spec.bad-value", 'search.mode = "grid" in a sweep', fix)
+    sides: dict[str, ExpertSpec | DenseSpec] = {"expert": spec.experts, "dense": spec.dense}
+    batches = {f"{side}_batch": [how.batch_size] for side, how in sides.items()}
+    rates = {f"{side}_learning_rate": [how.learning_rate] for side, how in sides.items()}
+    return {"mode": "grid", **batches, **rates}
 
 
 def _same_rows(base: SingleSpec, spec: SingleSpec) -> int:

@@ -117,18 +117,21 @@ def facts_of(scene: Scene, contest: Contest, purity: list[Figures]) -> dict[str,
 
 
 def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tuple[Figures | None, ...]) -> Figures:
-    """What stays of a finished run beside its report: the headline, loss curves by label, purity by round."""
+    """What stays of a finished run beside its report: the headline, loss curves by label, purity by round, a search."""
     shown = [*contest.experts, *contest.random_split]
     if contest.dense is not None:
         shown.append(contest.dense)
     num_routers = scene.spec.experts.num if scene.spec.has_routers else 0
     routers = [scene.recipes.router(index) for index in range(num_routers)]
     curves: dict[str, Json] = {training.label: _curve(scene, training) for training in (*routers, *shown)}
-    return {
+    figures: dict[str, Json] = {
         "headline": dict(report.figures),
         "lineages": curves,
         "purity": [figures.get("purity") for figures in purity if figures is not None],
     }
+    if scene.spec.search.mode == "grid":
+        figures["search"] = {"experts": contest.expert_search.table, "dense": contest.dense_search.table}
+    return figures
 
 
 def _curve(scene: Scene, training: Training) -> list[Json]:

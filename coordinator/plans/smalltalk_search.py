@@ -38,7 +38,7 @@ def dense_cells(spec: SmallTalkSpec) -> tuple[Cell, ...]:
 
 
 def choose_dense(scene: Scene, trainings: dict[Cell, Training]) -> Chosen:
-    if len(trainings) <= 1:
+    if not trainings or scene.spec.search.mode != "grid":
         return Chosen(cell=next(iter(trainings), None), table=[])
     scores: dict[Cell, float | None] = {}
     for cell, training in trainings.items():
@@ -49,7 +49,7 @@ def choose_dense(scene: Scene, trainings: dict[Cell, Training]) -> Chosen:
 
 def choose_experts(scene: Scene, experts: dict[Cell, list[Training]], sorter: Sorter | None) -> Chosen:
     """By the mixture's suffix NLL on validation rows, each routed as a reader's text would be."""
-    if len(experts) == 1:
+    if scene.spec.search.mode != "grid":
         return Chosen(cell=next(iter(experts)), table=[])
     columns = want_held_out_columns(scene, sorter, "valid") if sorter is not None else None
     scores: dict[Cell, float | None] = {}

@@ -14,8 +14,10 @@ from potluck.ids import short
 from potluck.lm.flops import train_flops
 from potluck.report import svg
 from potluck.report.page import facts, page, section, table
+from potluck.sizing import cost_of
 from potluck.specs.run import RunSpec
 from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.sweeps import RATE, SEED, SHORT, Axis, Cell, shown
 
 SCHEMA_VERSION = 1
@@ -59,7 +61,13 @@ def sweep_report(name: str, axes: Sequence[Axis], outcomes: Sequence[Outcome]) -
 
 
 def figures_of(results: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """NLL on valid and test text in nats per token, None where the model blew up."""
+    """NLL on valid and test text in nats per token, None where the model blew up.
+
+    A single model's over all targets; a mixture's, routed, over the targets after the prefix.
+    """
+    if "search" in results:
+        mixture = results["headline"].get("mixture") or {}
+        return results["search"]["experts"][0]["valid_nll_suffix"], mixture.get("nll_suffix")
     headline = results.get("headline", {})
     levels = [headline.get(split, {}).get("models", {}).get("model") or {} for split in ("valid", "test")]
     return levels[0].get("nll"), levels[1].get("nll")
@@ -93,6 +101,13 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"Every cell trains on {human_count(tokens.pop())} tokens."
     else:
         yield "Cells train on different numbers of tokens: more text alone makes a model better."
+    twins = {one["label"]: one["twin_valid_nll"] for one in report["settings"] if one["twin_valid_nll"] is not None}
+    if twins:
+        best_twin = min(twins, key=lambda label: twins[label])
+        yield (
+            "NLL is the routed mixture's, after the prefix. Rate and batch of the dense twin go in step; it is best on "
+            f"valid text at {best_twin}, NLL {twins[best_twin]:.4f}: compare the sides each at its own best."
+        )
 
 
 def failures(report: Mapping[str, Any]) -> Iterator[str]:
@@ -138,11 +153,21 @@ def _cell(outcome: Outcome) -> dict[str, Any]:
         **_work(spec),
         "valid_nll": valid if is_finished else None,
         "test_nll": test if is_finished else None,
+        "twin_valid_nll": _twin(outcome.results) if is_finished else None,
     }
 
 
+def _twin(results: Mapping[str, Any]) -> float | None:
+    """Valid NLL of a mixture's dense twin, where the run has one."""
+    cells = results.get("search", {}).get("dense", [])
+    return cells[0]["valid_nll_suffix"] if cells else None
+
+
 def _work(spec: RunSpec) -> dict[str, Any]:
-    """Steps, tokens (targets) and FLOPs of training."""
+    """Steps, tokens (targets) and FLOPs of training; a mixture's are an expert's steps and all experts' tokens."""
+    if isinstance(spec, SmallTalkSpec):
+        cost = cost_of(spec)
+        return {"steps": cost.expert_steps, "tokens": cost.expert_tokens, "flops": cost.mixture_flops}
     assert isinstance(spec, SingleSpec), spec.method
     rows = spec.training.steps * spec.training.batch_size
     length = spec.text.sequence_length
@@ -158,6 +183,7 @@ def _setting(label: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     other = next((cell for cell in cells if cell["state"] != FINISHED), None)
     valid = [cell["valid_nll"] for cell in cells]
     test = [cell["test_nll"] for cell in cells]
+    twins = [cell["twin_valid_nll"] for cell in cells]
     known = other is None
     return {
         "label": label,
@@ -169,6 +195,7 @@ def _setting(label: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "valid_nll": statistics.fmean(valid) if known else None,
         "valid_sd": statistics.stdev(valid) if known and len(valid) > 1 else None,
         "test_nll": statistics.fmean(test) if known and None not in test else None,
+        "twin_valid_nll": statistics.fmean(twins) if known and None not in twins else None,
     }
 
 

@@ -24,6 +24,24 @@ model = { hidden = 16, layers = 1, heads = 2, ffn = 24 }
 training = { steps = 40, batch_size = 8 }
 evaluation = { bootstrap_samples = 100 }
 """
+MIXTURE = """
+data = "languages.jsonl"
+name = "mixture"
+text = { vocab_size = 300, sequence_length = 32, prefix_length = 8 }
+controls = { random_split = "none" }
+evaluation = { bootstrap_samples = 100 }
+[routers]
+model = { hidden = 16, layers = 1, heads = 2, ffn = 24 }
+rounds = 2
+chunk_sequences = 64
+batch_size = 8
+[experts]
+model = { hidden = 16, layers = 1, heads = 2, ffn = 24 }
+num = 2
+chunks = 1
+chunk_sequences = 320
+batch_size = 8
+"""
 
 
 class Swept:
@@ -96,16 +114,19 @@ def test_a_sweep_ends_with_a_table_and_a_second_call_needs_no_node_at_all(swept:
         assert again == wider
 
 
-def test_optimizers_are_tried_side_by_side_and_seeds_make_one_row(swept: Swept) -> None:
+def test_optimizers_are_tried_side_by_side_and_mixtures_with_their_twins(swept: Swept) -> None:
     with Cluster(swept.home) as cluster:
         cluster.start_coordinator()
         cluster.start_node("node")
-        report, _ = swept.sweep("--optimizer", "adamw,ademamix", "--set", "seed=0,1")
+        report, _ = swept.sweep("--optimizer", "adamw,ademamix")
+        swept.spec.write_text(MIXTURE)
+        mixture, _ = swept.sweep("--learning-rate", "1e-2")
     assert {setting["label"] for setting in report["settings"]} == {"optimizer=adamw", "optimizer=ademamix"}
-    assert len(runs_of(report)) == 4
-    assert report["seeds"] == 2
-    values = [cell["valid_nll"] for cell in report["cells"]]
-    assert len(set(values)) == 4
+    assert len({cell["valid_nll"] for cell in report["cells"]}) == 2
+    (cell,) = mixture["cells"]
+    assert cell["state"] == "finished"
+    assert {type(cell[key]) for key in ("valid_nll", "test_nll", "twin_valid_nll")} == {float}
+    assert cell["tokens"] == 320 * 32
 
 
 def test_ctrl_c_leaves_the_runs_going_and_the_same_call_comes_back_to_them(swept: Swept) -> None:

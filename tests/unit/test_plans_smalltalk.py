@@ -122,6 +122,15 @@ def test_a_grid_trains_every_cell_of_both_sides_and_tables_the_best_by_validatio
     assert len(tested) == 2
 
 
+def test_a_grid_of_one_cell_is_tabled_by_validation_too_and_kept_with_the_run() -> None:
+    one = replace(GRID, dense_batch=(4,), expert_batch=(4,), expert_learning_rate=(1e-3,))
+    wanted = Fold(spec_with(search=one)).run()
+    assert isinstance(wanted.outcome, Finished)
+    search: Any = wanted.outcome.figures["search"]
+    assert [len(search[side]) for side in ("experts", "dense")] == [1, 1]
+    assert 0 <= search["experts"][0]["valid_nll_suffix"] <= 1
+
+
 def test_routers_score_each_fresh_chunk_with_the_weights_of_the_round_before() -> None:
     fold = Fold(spec_with())
     fold.run()

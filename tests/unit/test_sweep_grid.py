@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from potluck.errors import PotluckError
+from potluck.sizing import cost_of
 from potluck.specs.run import RunFile, parse_run_file
 from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.sweeps import MAX_NAME, Cell, axes_of, cells_of, shown
 
 
@@ -79,6 +81,31 @@ def test_any_dotted_key_can_be_varied_whatever_its_type() -> None:
 def test_the_optimizer_is_replaced_before_the_keys_inside_it() -> None:
     found = specs(run_file(), sets=("optimizer.alpha=4,8", "optimizer=ademamix"))
     assert [getattr(spec.optimizer, "alpha", None) for spec in found] == [4.0, 8.0]
+
+
+def smalltalk(**body: Any) -> RunFile:
+    return parse_run_file({"data": "text", "name": "s", **body})
+
+
+def test_both_sides_of_a_smalltalk_run_go_in_step_and_are_tabled_on_valid_text() -> None:
+    found = [cell.draft for cell in cells(smalltalk(), learning_rate="1e-3", batch="8,16")]
+    for spec, batch in zip(found, (8, 16), strict=True):
+        assert isinstance(spec, SmallTalkSpec)
+        assert (spec.experts.batch_size, spec.dense.batch_size) == (batch, batch)
+        assert (spec.experts.learning_rate, spec.dense.learning_rate) == (1e-3, 1e-3)
+        assert (spec.search.mode, spec.search.expert_batch, spec.search.dense_batch) == ("grid", (batch,), (batch,))
+    assert {cost_of(spec).expert_tokens for spec in found if isinstance(spec, SmallTalkSpec)} == {4 * 16_384 * 128}
+
+
+def test_a_spec_that_searches_by_itself_is_refused_for_a_sweep_is_a_search() -> None:
+    lists = {f"{side}_{what}": [8] for side in ("dense", "expert") for what in ("batch", "learning_rate")}
+    with pytest.raises(PotluckError, match=r'search\.mode = "grid"'):
+        cells(smalltalk(search={"mode": "grid", **lists}), batch="8")
+
+
+def test_a_method_without_a_training_to_vary_is_refused() -> None:
+    with pytest.raises(PotluckError, match='method = "cluster"'):
+        cells(parse_run_file({"data": "text", "method": "cluster"}), batch="8")
 
 
 def test_equal_values_make_one_cell() -> None:

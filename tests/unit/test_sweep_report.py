@@ -128,6 +128,29 @@ def test_figures_of_a_run_without_results_are_absent() -> None:
     assert figures_of({}) == (None, None)
 
 
+def test_a_mixture_is_chosen_by_its_own_nll_and_its_twins_best_is_told() -> None:
+    file = parse_run_file({"data": "text", "name": "s"})
+    axes = axes_of(file, **RATES)
+    outcomes = [
+        Outcome(
+            cell=cell,
+            run=cell.draft.id,
+            state="finished",
+            reason="",
+            results={
+                "headline": {"mixture": {"nll_suffix": mixture + 0.1}},
+                "search": {"experts": [{"valid_nll_suffix": mixture}], "dense": [{"valid_nll_suffix": twin}]},
+            },
+        )
+        for cell, mixture, twin in zip(cells_of(file, axes), (3.0, 2.0, 4.0), (2.5, 2.7, 2.9), strict=True)
+    ]
+    report = sweep_report("s", axes, outcomes)
+    assert (report["best"], report["settings"][0]["test_nll"]) == ("lr=0.003", 2.1)
+    text = render_sweep(report).replace("\n", " ")
+    assert "it is best on valid text at lr=0.001, NLL 2.5000" in text
+    assert "Every cell trains on" in text
+
+
 class _Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
