@@ -81,7 +81,8 @@ def on_plan_advanced(state: State, event: PlanAdvanced) -> list[Effect]:
         _check_extension(state.durable.lineages.get(wanted.id), wanted)
     run.stage = event.stage
     run.plan_digest = plan_digest(event)
-    run.steering = event.steering
+    if not isinstance(event.outcome, Failed):  # a failure says nothing of the mixtures there were
+        run.steering = event.steering
     _publish(run, event)
     match event.outcome:
         case Running():

@@ -111,7 +111,7 @@ def _serving_json(scene: Scene, sorter: Sorter | None) -> str:
         case FrozenRouters(weights=weights):
             view |= {"router_model": to_mapping(spec.router_model()), "routers": list(weights)}
         case Centroids(partition=partition):
-            view |= {"route_by": "partition", "partition": partition}
+            view |= {"route_by": "partition", "partition": partition, "experts": spec.experts.num}
         case Sources():
             if not spec.dense.enabled:
                 return ""

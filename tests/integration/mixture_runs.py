@@ -18,9 +18,10 @@ MODEL = ModelShape(hidden=16, layers=2, heads=2, ffn=40)
 LANGUAGES = 4
 
 
-def corpus_of(folder: Path) -> Ingested:
+def corpus_of(folder: Path, documents: int = 40) -> Ingested:
+    """So many documents of each language."""
     folder.mkdir(parents=True, exist_ok=True)
-    return ingest(write_languages(folder / "languages.jsonl", documents=40, seed=0), folder / "corpus")
+    return ingest(write_languages(folder / "languages.jsonl", documents=documents, seed=0), folder / "corpus")
 
 
 def target_of(folder: Path, language: int = 1) -> Ingested:
