@@ -189,6 +189,10 @@ def test_ticks_of_a_logarithmic_axis_are_few_and_inside(low: float, high: float)
     assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
 
 
+def test_a_logarithmic_axis_of_less_than_a_decade_has_ticks_at_round_numbers() -> None:
+    assert svg.log_ticks(2.9e-3, 1.04e-2) == [0.003, 0.004, 0.005, 0.006, 0.008, 0.01]
+
+
 def test_a_logarithmic_axis_of_one_value_has_a_place() -> None:
     drawing = svg.line_chart({"a": [(0.01, 2.0)]}, x_label="x", y_label="y", x_log=True, dots=True)
     assert "nan" not in drawing
