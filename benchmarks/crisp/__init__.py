@@ -1,0 +1,1 @@
+"""Specialists against the generalist on three held-out targets of the demo corpus."""
