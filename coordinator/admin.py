@@ -11,13 +11,13 @@ import grpc.aio
 from coordinator import wire, wire_admin
 from coordinator.core import queries
 from coordinator.core.effects import Denied, Done, RunAccepted
-from coordinator.core.events import RunCancelled, RunSubmitted
+from coordinator.core.events import NodeDrained, NodeRestored, RunCancelled, RunPaused, RunResumed, RunSubmitted
 from coordinator.core.state import State
 from coordinator.corpus import corpus_facts_json
 from coordinator.enrol import DEFAULT_EXPIRES_MS, issue_tokens
 from coordinator.runtime import Runtime
 from potluck.errors import Refused, SpecError
-from potluck.ids import NO_DIGEST, Digest, RunId
+from potluck.ids import NO_DIGEST, Digest, NodeId, RunId
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
 from potluck.specs.crisp import CrispSpec
@@ -111,6 +111,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             case _:
                 raise wire.refusal(answer)
 
+    async def PauseRun(self, request: admin_pb2.PauseRunRequest, context: Context) -> admin_pb2.PauseRunResponse:
+        run = await self._runtime.read(lambda state: named_run(state, request.run))
+        kind = RunResumed if request.resume else RunPaused
+        answer = await self._runtime.submit(kind(now_ms=self._runtime.now_ms(), run=run))
+        if not isinstance(answer, Done):
+            raise wire.refusal(answer)
+        log.fact("run-resumed" if request.resume else "run-paused", run=run)
+        return admin_pb2.PauseRunResponse(run=run)
+
+    async def DrainNode(self, request: admin_pb2.DrainNodeRequest, context: Context) -> admin_pb2.DrainNodeResponse:
+        node = await self._runtime.read(lambda state: _named_node(state, request.node))
+        kind = NodeRestored if request.undo else NodeDrained
+        answer = await self._runtime.submit(kind(now_ms=self._runtime.now_ms(), node=node))
+        if not isinstance(answer, Done):
+            raise wire.refusal(answer)
+        log.fact("node-restored" if request.undo else "node-drained", node=node)
+        return admin_pb2.DrainNodeResponse(node=node)
+
     async def ListNodes(self, request: admin_pb2.ListNodesRequest, context: Context) -> admin_pb2.ListNodesResponse:
         infos, addresses = await self._runtime.read(
             lambda state: (queries.node_infos(state), dict(state.ephemeral.router_addresses))
@@ -163,6 +181,13 @@ def named_run(state: State, text: str) -> RunId:
     if run is None:
         raise Refused("refused.no-such-run", f"no run, or more than one, is called {text!r}", "see `potluck run list`")
     return run
+
+
+def _named_node(state: State, text: str) -> NodeId:
+    node = queries.find_node(state, text)
+    if node is None:
+        raise Refused("refused.no-such-node", f"no node, or more than one, is called {text!r}", "see `potluck nodes`")
+    return node
 
 
 def _run_info(state: State, text: str) -> queries.RunInfo:

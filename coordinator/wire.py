@@ -267,6 +267,7 @@ _FIXES = {
     "join.unknown-token": "ask for a new join string: potluck invite",
     "refused.revoked": "ask for a new join string and join again",
     "refused.no-such-run": "see `potluck run list`",
+    "refused.no-such-node": "see `potluck nodes`",
     "refused.run-ended": "see what became of it with `potluck run status`",
     "refused.not-steerable": "give its spec a [partition] and start that as a run of its own",
     "refused.gate-open": "see how far it is with `potluck mix history`, and try again after the verdict",

@@ -122,6 +122,18 @@ class AdminClient:
             request = admin_pb2.CancelRunRequest(run=checked_text("run", run), request_id=request_id)
             return self._stub.CancelRun(request, timeout=CALL_TIMEOUT_S)
 
+    def pause_run(self, run: str, *, resume: bool = False) -> admin_pb2.PauseRunResponse:
+        """Has a run's trainings stop at their next commit and gives nothing of it out; or has it go on."""
+        with self._errors():
+            request = admin_pb2.PauseRunRequest(run=checked_text("run", run), resume=resume)
+            return self._stub.PauseRun(request, timeout=CALL_TIMEOUT_S)
+
+    def drain_node(self, node: str, *, undo: bool = False) -> admin_pb2.DrainNodeResponse:
+        """Has a node, by id, unique prefix or name, finish what it holds to the next commit and gives it no more."""
+        with self._errors():
+            request = admin_pb2.DrainNodeRequest(node=checked_text("node", node), undo=undo)
+            return self._stub.DrainNode(request, timeout=CALL_TIMEOUT_S)
+
     def list_nodes(self) -> admin_pb2.ListNodesResponse:
         with self._errors():
             return self._stub.ListNodes(admin_pb2.ListNodesRequest(), timeout=CALL_TIMEOUT_S)

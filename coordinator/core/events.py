@@ -77,6 +77,36 @@ class RunCancelled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunPaused:
+    """Somebody wants a run to rest: its trainings stop at their next commit, nothing of it is granted."""
+
+    now_ms: int
+    run: RunId
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed:
+    now_ms: int
+    run: RunId
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeDrained:
+    """Somebody wants a node to rest: it finishes its task, or trains to its next commit, and gets no more."""
+
+    now_ms: int
+    node: NodeId
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRestored:
+    """A drained node may have work again."""
+
+    now_ms: int
+    node: NodeId
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixtureSteered:
     """Somebody changed a run's mixture, or proposed a change."""
 
@@ -183,6 +213,10 @@ DurableEvent = (
     | PeerRevoked
     | RunSubmitted
     | RunCancelled
+    | RunPaused
+    | RunResumed
+    | NodeDrained
+    | NodeRestored
     | MixtureSteered
     | PlanAdvanced
     | LeaseRequested

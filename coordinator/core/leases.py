@@ -116,6 +116,8 @@ def _grant(state: State, event: LeaseRequested) -> Answer:
     durable = state.durable
     if durable.draining:
         return NothingToDo(reason="the coordinator is draining")
+    if durable.is_drained(event.node):
+        return NothingToDo(reason="this node is drained; `potluck drain --undo` gives it work again")
     ask = Ask(
         node=event.node,
         free_memory_bytes=event.free_memory_bytes,

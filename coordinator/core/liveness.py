@@ -98,9 +98,11 @@ def wake_idle(state: State) -> list[Effect]:
     """Calls nodes that were told there is nothing to do and could do something now."""
     ephemeral, durable = state.ephemeral, state.durable
     effects: list[Effect] = []
-    num_waiting = sum(1 for run in durable.running() for _ in waiting(durable, run))
+    num_waiting = sum(1 for run in durable.at_work() for _ in waiting(durable, run))
     for node, woken_ms in ephemeral.idle.items():
         facts = durable.nodes.get(node)
+        if durable.is_drained(node):
+            continue
         if facts is None or node not in ephemeral.sessions or durable.draining or len(effects) >= num_waiting:
             continue
         if ephemeral.now_ms - woken_ms < state.settings.wake_again_ms:

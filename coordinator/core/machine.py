@@ -23,10 +23,14 @@ from coordinator.core.events import (
     LeaseRequested,
     LeaseReturned,
     MixtureSteered,
+    NodeDrained,
+    NodeRestored,
     PeerEnrolled,
     PeerRevoked,
     PlanAdvanced,
     RunCancelled,
+    RunPaused,
+    RunResumed,
     RunSubmitted,
     ServingReported,
     SessionClosed,
@@ -44,6 +48,7 @@ from coordinator.core.liveness import (
     on_time_passed,
     wake_idle,
 )
+from coordinator.core.pausing import on_node_drained, on_node_restored, on_run_paused, on_run_resumed
 from coordinator.core.peers import on_invite_issued, on_peer_enrolled, on_peer_revoked
 from coordinator.core.runs import on_plan_advanced, on_run_cancelled, on_run_submitted, plan_digest
 from coordinator.core.serving import refresh_serving
@@ -54,7 +59,16 @@ from coordinator.core.values import CommittedStep, SteeringEntry, TaskResult
 from coordinator.core.work import on_checkpoint_committed, on_task_completed
 from potluck.ids import LineageId, RunId, TaskId
 
-_MAY_MAKE_WORK = (PlanAdvanced, LeaseLapsed, LeaseReturned, LeaseRequested, CheckpointCommitted, PeerRevoked)
+_MAY_MAKE_WORK = (
+    PlanAdvanced,
+    LeaseLapsed,
+    LeaseReturned,
+    LeaseRequested,
+    CheckpointCommitted,
+    PeerRevoked,
+    RunResumed,
+    NodeRestored,
+)
 _MAY_CHANGE_SERVING = (
     PlanAdvanced,
     RunCancelled,
@@ -123,6 +137,14 @@ class Machine:
                 return on_run_submitted(self.state, event)
             case RunCancelled():
                 return on_run_cancelled(self.state, event)
+            case RunPaused():
+                return on_run_paused(self.state, event)
+            case RunResumed():
+                return on_run_resumed(self.state, event)
+            case NodeDrained():
+                return on_node_drained(self.state, event)
+            case NodeRestored():
+                return on_node_restored(self.state, event)
             case MixtureSteered():
                 return on_mixture_steered(self.state, event)
             case PlanAdvanced():

@@ -72,7 +72,7 @@ def choose(durable: DurableState, ask: Ask, settings: CoreSettings) -> Choice:
     too_large: list[str] = []
     shares = _leases_by_run(durable, ask.keep)
     by_share = sorted(
-        durable.running(), key=lambda run: (shares.get(run.run, 0) / weight(run.priority), run.weighted_flops)
+        durable.at_work(), key=lambda run: (shares.get(run.run, 0) / weight(run.priority), run.weighted_flops)
     )
     for run in by_share:
         candidates = list(_candidates(durable, run, ask, settings, too_large))
@@ -161,4 +161,6 @@ def _leases_by_run(durable: DurableState, keep: LineageId | None) -> dict[RunId,
 
 
 def _why_nothing(durable: DurableState) -> str:
-    return "everything there is to do is being done" if durable.running() else "no run is under way"
+    if durable.at_work():
+        return "everything there is to do is being done"
+    return "every run is paused" if durable.running() else "no run is under way"

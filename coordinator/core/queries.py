@@ -79,6 +79,7 @@ class NodeInfo:
     rss_bytes: int
     version: str
     tokens_total: int
+    drained: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ class RunInfo:
     nodes: tuple[NodeInfo, ...]
     results_json: str
     created_unix_ms: int
+    paused: bool
+    priority: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,16 @@ def find_run(state: State, text: str) -> RunId | None:
     return by_prefix[0] if len(by_prefix) == 1 else None
 
 
+def find_node(state: State, text: str) -> NodeId | None:
+    """A node by id, by unique prefix of its id, or by a name that only it has; not one that was revoked."""
+    peers = [peer for peer in state.durable.peers.values() if peer.role == "node" and not peer.revoked]
+    by_id = [peer.node for peer in peers if peer.node == text]
+    by_name = [peer.node for peer in peers if peer.name == text]
+    by_prefix = [peer.node for peer in peers if text and peer.node.startswith(text)]
+    found = next((some for some in (by_id, by_name, by_prefix) if some), [])
+    return found[0] if len(found) == 1 else None
+
+
 def run_infos(state: State) -> tuple[RunInfo, ...]:
     return tuple(run_info(state, run) for run in state.durable.runs)
 
@@ -169,6 +182,8 @@ def run_info(state: State, run_id: RunId) -> RunInfo:
         nodes=node_infos(state),
         results_json=_results_json(state, run),
         created_unix_ms=run.created_unix_ms,
+        paused=run.paused and isinstance(run.status, Running),
+        priority=run.priority,
     )
 
 
@@ -262,6 +277,8 @@ def _stage(state: State, run: Run) -> str:
     free = [facts.free_memory_bytes for node, facts in state.durable.nodes.items() if node in state.ephemeral.sessions]
     if not isinstance(run.status, Running):
         return run.stage
+    if run.paused:
+        return f"paused; {run.stage}" if run.stage else "paused"
     if not free:
         return f"{run.stage}; no node is connected" if run.stage else "no node is connected"
     for work in waiting(state.durable, run):
@@ -410,6 +427,7 @@ def _node_info(state: State, node: NodeId) -> NodeInfo:
         rss_bytes=beat.rss_bytes if beat is not None else 0,
         version=opened.version if opened is not None else "",
         tokens_total=beat.tokens_total if beat is not None else 0,
+        drained=peer is not None and peer.drained,
     )
 
 

@@ -45,6 +45,7 @@ def on_run_submitted(state: State, event: RunSubmitted) -> list[Effect]:
         runs[event.run] = run
     else:
         run.request_id, run.name, run.priority = event.request_id, event.name, event.priority
+        run.paused = False
         run.accepted_as = "already-finished" if isinstance(run.status, Finished) else "resumed"
     reply = Reply(answer=RunAccepted(run=run.run, state=run.accepted_as))
     if isinstance(run.status, Finished):

@@ -48,6 +48,8 @@ class PeerFacts:
     name: str
     curve_public_key: str
     revoked: bool
+    drained: bool = False
+    """Gets no work until it is restored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,8 @@ class Run:
     """Of the submission answered last, with that answer: a retry hears the same."""
     accepted_as: str
     status: RunStatus = field(default_factory=Running)
+    paused: bool = False
+    """While it is, nothing of it is granted for its own sake; its plan goes on with what comes in."""
     stage: str = ""
     lineages: dict[LineageId, None] = field(default_factory=dict)
     tasks: dict[TaskId, None] = field(default_factory=dict)
@@ -225,11 +229,19 @@ class DurableState:
         peer = self.peers.get(node)
         return peer is not None and peer.revoked
 
+    def is_drained(self, node: NodeId) -> bool:
+        peer = self.peers.get(node)
+        return peer is not None and peer.drained
+
     def leases_of(self, node: NodeId) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.node == node]
 
     def running(self) -> list[Run]:
         return [run for run in self.runs.values() if isinstance(run.status, Running)]
+
+    def at_work(self) -> list[Run]:
+        """Running runs that nobody has paused: those that nodes work for."""
+        return [run for run in self.running() if not run.paused]
 
     def holder(self, lease: Lease) -> Lineage | Task | None:
         """The work a lease names, if it is still there."""

@@ -16,10 +16,11 @@ from coordinator.core.effects import (
     TaskRefused,
 )
 from coordinator.core.events import CheckpointCommitted, TaskCompleted
+from coordinator.core.pausing import is_at_rest
 from coordinator.core.policy import Ask, ChosenLineage, NothingFits, choose, has_steps, weight
 from coordinator.core.release import release
 from coordinator.core.requests import fingerprint, keep_answer, kept_answer
-from coordinator.core.state import CommitRecord, Lineage, State, Task, TrainLease
+from coordinator.core.state import CommitRecord, DurableState, Lineage, State, Task, TrainLease
 from coordinator.core.values import TaskResult
 from potluck.ids import NO_DIGEST, Digest, NodeId, digest_json
 
@@ -141,10 +142,14 @@ def _lease_is_over(state: State, lineage: Lineage, event: CheckpointCommitted) -
     lease = state.durable.leases.get(event.fence)
     own = isinstance(lease, TrainLease) and lease.node == event.node and lease.lineage == event.lineage
     behind = event.end_step < lineage.head_step
-    if not own or behind or state.durable.draining or not has_steps(lineage):
+    if not own or behind or not has_steps(lineage) or _is_called_off(state.durable, lineage, event.node):
         return True
     assert isinstance(lease, TrainLease)
     return event.end_step >= lease.target_step or _should_yield(state, event)
+
+
+def _is_called_off(durable: DurableState, lineage: Lineage, node: NodeId) -> bool:
+    return durable.draining or durable.is_drained(node) or is_at_rest(durable, lineage)
 
 
 def _should_yield(state: State, event: CheckpointCommitted) -> bool:

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
                     "name": node.name,
                     "role": node.role,
                     "state": node.state,
+                    "drained": node.drained,
                     "silent_ms": node.silent_ms,
                     "activity": node.activity,
                     "label": node.label,
@@ -61,7 +62,7 @@ def row(node: admin_pb2.NodeInfo) -> list[str]:
     return [
         node.node,
         node.role,
-        node.state,
+        f"{node.state}, drained" if node.drained else node.state,
         f"{node.activity} {node.label}".strip(),
         human_count(node.tokens_per_second) if node.tokens_per_second else "-",
         human_bytes(node.rss_bytes) if node.rss_bytes else "-",

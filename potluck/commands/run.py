@@ -1,4 +1,4 @@
-"""`potluck run start|status|watch|cancel|list`."""
+"""`potluck run start|status|watch|pause|resume|cancel|list`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ VERBS = {
     "start": "start a run from a spec file, or resume it",
     "status": "what a run does now",
     "watch": "follow a run until it ends",
+    "pause": "let a run rest: its trainings stop at their next commit, nothing is lost",
+    "resume": "let a paused run go on",
     "cancel": "stop a run; what it committed stays",
     "list": "all runs of this coordinator",
 }
@@ -43,9 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output = Output(as_json=args.json)
-    return {"start": _start, "status": _status, "watch": _watch, "cancel": _cancel, "list": _list}[args.verb](
-        args, output
-    )
+    verbs = {
+        "start": _start,
+        "status": _status,
+        "watch": _watch,
+        "pause": _pause,
+        "resume": _pause,
+        "cancel": _cancel,
+        "list": _list,
+    }
+    return verbs[args.verb](args, output)
 
 
 def _start(args: argparse.Namespace, output: Output) -> int:
@@ -95,6 +104,21 @@ def raise_unless_finished(info: admin_pb2.RunInfo) -> None:
     if info.state != "finished":
         fix = "mend what the message says, then start its spec again: it goes on from what is committed"
         raise Refused("refused.run-failed", f"run {short(info.run)} {info.state}: {info.reason}", fix)
+
+
+def _pause(args: argparse.Namespace, output: Output) -> int:
+    resume = args.verb == "resume"
+    home = open_home(args.home)
+    with admin_client(home) as client:
+        info = find_run(client, args.run)
+        client.pause_run(info.run, resume=resume)
+    output.result({"run": info.run, "paused": not resume})
+    if resume:
+        output.line(f"run {short(info.run)} goes on")
+        return 0
+    output.line(f"run {short(info.run)} paused: its trainings stop at their next commit")
+    output.next_step(f"potluck run resume {short(info.run)}{home_option(home)}")
+    return 0
 
 
 def _cancel(args: argparse.Namespace, output: Output) -> int:

@@ -123,6 +123,8 @@ class RunInfo(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     RESULTS_JSON_FIELD_NUMBER: builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     run: builtins.str
     name: builtins.str
     state: builtins.str
@@ -141,6 +143,10 @@ class RunInfo(google.protobuf.message.Message):
     results_json: builtins.str
     """small figures so far, by label"""
     created_unix_ms: builtins.int
+    paused: builtins.bool
+    """running, but nothing of it is given out"""
+    priority: builtins.int
+    """each step doubles its share of the nodes"""
     @property
     def lineages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LineageInfo]: ...
     @property
@@ -165,8 +171,10 @@ class RunInfo(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[Global___NodeInfo] | None = ...,
         results_json: builtins.str = ...,
         created_unix_ms: builtins.int = ...,
+        paused: builtins.bool = ...,
+        priority: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["created_unix_ms", b"created_unix_ms", "fraction", b"fraction", "lineages", b"lineages", "name", b"name", "nodes", b"nodes", "published", b"published", "reason", b"reason", "report", b"report", "results_json", b"results_json", "run", b"run", "spec_json", b"spec_json", "stage", b"stage", "state", b"state", "tasks_done", b"tasks_done", "tasks_open", b"tasks_open"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_unix_ms", b"created_unix_ms", "fraction", b"fraction", "lineages", b"lineages", "name", b"name", "nodes", b"nodes", "paused", b"paused", "priority", b"priority", "published", b"published", "reason", b"reason", "report", b"report", "results_json", b"results_json", "run", b"run", "spec_json", b"spec_json", "stage", b"stage", "state", b"state", "tasks_done", b"tasks_done", "tasks_open", b"tasks_open"]) -> None: ...
 
 Global___RunInfo: typing_extensions.TypeAlias = RunInfo
 
@@ -305,6 +313,76 @@ class CancelRunResponse(google.protobuf.message.Message):
 Global___CancelRunResponse: typing_extensions.TypeAlias = CancelRunResponse
 
 @typing.final
+class PauseRunRequest(google.protobuf.message.Message):
+    """Its trainings stop at their next commit; with `resume`, it goes on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    RESUME_FIELD_NUMBER: builtins.int
+    run: builtins.str
+    resume: builtins.bool
+    def __init__(
+        self,
+        *,
+        run: builtins.str = ...,
+        resume: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["resume", b"resume", "run", b"run"]) -> None: ...
+
+Global___PauseRunRequest: typing_extensions.TypeAlias = PauseRunRequest
+
+@typing.final
+class PauseRunResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    run: builtins.str
+    def __init__(
+        self,
+        *,
+        run: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+Global___PauseRunResponse: typing_extensions.TypeAlias = PauseRunResponse
+
+@typing.final
+class DrainNodeRequest(google.protobuf.message.Message):
+    """A node finishes its task, or trains to its next commit, and gets no more; with `undo`, it does again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    UNDO_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    undo: builtins.bool
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        undo: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "undo", b"undo"]) -> None: ...
+
+Global___DrainNodeRequest: typing_extensions.TypeAlias = DrainNodeRequest
+
+@typing.final
+class DrainNodeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node"]) -> None: ...
+
+Global___DrainNodeResponse: typing_extensions.TypeAlias = DrainNodeResponse
+
+@typing.final
 class ListNodesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -352,6 +430,7 @@ class NodeInfo(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     TOKENS_TOTAL_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
+    DRAINED_FIELD_NUMBER: builtins.int
     node: builtins.str
     name: builtins.str
     role: builtins.str
@@ -373,6 +452,8 @@ class NodeInfo(google.protobuf.message.Message):
     tokens_total: builtins.int
     address: builtins.str
     """routers only: host:port clients and nodes can dial"""
+    drained: builtins.bool
+    """gets no work until that is undone"""
     def __init__(
         self,
         *,
@@ -394,8 +475,9 @@ class NodeInfo(google.protobuf.message.Message):
         version: builtins.str = ...,
         tokens_total: builtins.int = ...,
         address: builtins.str = ...,
+        drained: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["activity", b"activity", "address", b"address", "cores", b"cores", "fraction", b"fraction", "hostname", b"hostname", "label", b"label", "loss", b"loss", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "role", b"role", "rss_bytes", b"rss_bytes", "silent_ms", b"silent_ms", "state", b"state", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activity", b"activity", "address", b"address", "cores", b"cores", "drained", b"drained", "fraction", b"fraction", "hostname", b"hostname", "label", b"label", "loss", b"loss", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "role", b"role", "rss_bytes", b"rss_bytes", "silent_ms", b"silent_ms", "state", b"state", "step", b"step", "tokens_per_second", b"tokens_per_second", "tokens_total", b"tokens_total", "version", b"version"]) -> None: ...
 
 Global___NodeInfo: typing_extensions.TypeAlias = NodeInfo
 

@@ -59,6 +59,16 @@ class AdminServiceStub(object):
                 request_serializer=potluck_dot_v1_dot_admin__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=potluck_dot_v1_dot_admin__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/potluck.v1.AdminService/PauseRun',
+                request_serializer=potluck_dot_v1_dot_admin__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_admin__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/potluck.v1.AdminService/DrainNode',
+                request_serializer=potluck_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/potluck.v1.AdminService/ListNodes',
                 request_serializer=potluck_dot_v1_dot_admin__pb2.ListNodesRequest.SerializeToString,
@@ -119,6 +129,18 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +209,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=potluck_dot_v1_dot_admin__pb2.CancelRunRequest.FromString,
                     response_serializer=potluck_dot_v1_dot_admin__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=potluck_dot_v1_dot_admin__pb2.PauseRunRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_admin__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=potluck_dot_v1_dot_admin__pb2.DrainNodeRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_admin__pb2.DrainNodeResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -354,6 +386,60 @@ class AdminService(object):
             '/potluck.v1.AdminService/CancelRun',
             potluck_dot_v1_dot_admin__pb2.CancelRunRequest.SerializeToString,
             potluck_dot_v1_dot_admin__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.AdminService/PauseRun',
+            potluck_dot_v1_dot_admin__pb2.PauseRunRequest.SerializeToString,
+            potluck_dot_v1_dot_admin__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.AdminService/DrainNode',
+            potluck_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+            potluck_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,38 @@ _AdminServiceCancelRunType = typing_extensions.TypeVar(
     ],
 )
 
+_AdminServicePauseRunType = typing_extensions.TypeVar(
+    '_AdminServicePauseRunType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.PauseRunRequest,
+        potluck.v1.admin_pb2.PauseRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.PauseRunRequest,
+        potluck.v1.admin_pb2.PauseRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.PauseRunRequest,
+        potluck.v1.admin_pb2.PauseRunResponse,
+    ],
+)
+
+_AdminServiceDrainNodeType = typing_extensions.TypeVar(
+    '_AdminServiceDrainNodeType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.DrainNodeRequest,
+        potluck.v1.admin_pb2.DrainNodeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.DrainNodeRequest,
+        potluck.v1.admin_pb2.DrainNodeResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.DrainNodeRequest,
+        potluck.v1.admin_pb2.DrainNodeResponse,
+    ],
+)
+
 _AdminServiceListNodesType = typing_extensions.TypeVar(
     '_AdminServiceListNodesType',
     grpc.UnaryUnaryMultiCallable[
@@ -201,7 +233,7 @@ _AdminServiceRevokePeerType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceListRunsType, _AdminServiceGetRunType, _AdminServiceWatchRunType, _AdminServiceCancelRunType, _AdminServiceListNodesType, _AdminServiceGetLedgerType, _AdminServiceInviteType, _AdminServiceShutdownType, _AdminServiceBackupType, _AdminServiceRevokePeerType]):
+class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceListRunsType, _AdminServiceGetRunType, _AdminServiceWatchRunType, _AdminServiceCancelRunType, _AdminServicePauseRunType, _AdminServiceDrainNodeType, _AdminServiceListNodesType, _AdminServiceGetLedgerType, _AdminServiceInviteType, _AdminServiceShutdownType, _AdminServiceBackupType, _AdminServiceRevokePeerType]):
     @typing.overload
     def __init__(self: AdminServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -223,6 +255,14 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
         grpc.UnaryUnaryMultiCallable[
             potluck.v1.admin_pb2.CancelRunRequest,
             potluck.v1.admin_pb2.CancelRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.PauseRunRequest,
+            potluck.v1.admin_pb2.PauseRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.DrainNodeRequest,
+            potluck.v1.admin_pb2.DrainNodeResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             potluck.v1.admin_pb2.ListNodesRequest,
@@ -273,6 +313,14 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
             potluck.v1.admin_pb2.CancelRunResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.PauseRunRequest,
+            potluck.v1.admin_pb2.PauseRunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.admin_pb2.DrainNodeRequest,
+            potluck.v1.admin_pb2.DrainNodeResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             potluck.v1.admin_pb2.ListNodesRequest,
             potluck.v1.admin_pb2.ListNodesResponse,
         ],
@@ -308,6 +356,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceStartRunType, _AdminServiceLi
 
     CancelRun: _AdminServiceCancelRunType
 
+    PauseRun: _AdminServicePauseRunType
+
+    DrainNode: _AdminServiceDrainNodeType
+
     ListNodes: _AdminServiceListNodesType
 
     GetLedger: _AdminServiceGetLedgerType
@@ -340,6 +392,14 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         potluck.v1.admin_pb2.CancelRunRequest,
         potluck.v1.admin_pb2.CancelRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.PauseRunRequest,
+        potluck.v1.admin_pb2.PauseRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.admin_pb2.DrainNodeRequest,
+        potluck.v1.admin_pb2.DrainNodeResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         potluck.v1.admin_pb2.ListNodesRequest,
@@ -402,6 +462,20 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: potluck.v1.admin_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[potluck.v1.admin_pb2.CancelRunResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.CancelRunResponse]]: ...
+
+    @abc.abstractmethod
+    def PauseRun(
+        self,
+        request: potluck.v1.admin_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.admin_pb2.PauseRunResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.PauseRunResponse]]: ...
+
+    @abc.abstractmethod
+    def DrainNode(
+        self,
+        request: potluck.v1.admin_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.admin_pb2.DrainNodeResponse, collections.abc.Awaitable[potluck.v1.admin_pb2.DrainNodeResponse]]: ...
 
     @abc.abstractmethod
     def ListNodes(

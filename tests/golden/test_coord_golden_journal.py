@@ -3,7 +3,8 @@
 `coord_journal_v1.jsonl` is a short life of a coordinator with every durable event in it: two nodes, a task
 that two nodes computed differently, a lineage moved between nodes over a lapse and a restart, a run that
 finished, one that was cancelled, one that failed. `coord_journal_v2.jsonl` has a run whose mixture was set once
-and proposed once.
+and proposed once. In `coord_journal_v3.jsonl` a run was paused, resumed and paused again, and two nodes were drained,
+one of them for a while.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from potluck.ids import RunId
 
 GOLDEN = Path(__file__).with_name("coord_journal_v1.jsonl")
 STEERED = Path(__file__).with_name("coord_journal_v2.jsonl")
+RESTED = Path(__file__).with_name("coord_journal_v3.jsonl")
 FIRST, SECOND, THIRD = (RunId(letter * 64) for letter in "rst")
 
 
@@ -40,7 +42,7 @@ def replayed(file: Path = GOLDEN) -> State:
 
 
 def test_the_golden_journals_have_every_durable_event() -> None:
-    kinds = {json.loads(row)["type"] for row in [*rows(), *rows(STEERED)]}
+    kinds = {json.loads(row)["type"] for file in (GOLDEN, STEERED, RESTED) for row in rows(file)}
     assert kinds == {kind.__name__ for kind in typing.get_args(DurableEvent)}
 
 
@@ -71,6 +73,15 @@ def test_changes_of_a_mixture_hold_from_where_they_held_then() -> None:
     (run,) = replayed(STEERED).durable.runs.values()
     told = [(entry.number, entry.kind, entry.step, entry.gate_steps, entry.origin) for entry in run.entries]
     assert told == [(1, "set", 20, 0, "person"), (2, "proposal", 30, 10, "traffic")]
+
+
+def test_what_was_paused_or_drained_then_still_is() -> None:
+    durable = replayed(RESTED).durable
+    (run,) = durable.runs.values()
+    (lineage,) = durable.lineages.values()
+    assert [durable.is_drained(node) for node in durable.peers] == [False, True]
+    assert (run.paused, lineage.head_step, [commit.fence for commit in lineage.commits]) == (True, 30, [1, 2, 3])
+    assert not durable.leases
 
 
 def test_the_file_on_disk_and_the_rows_alone_give_the_same_state(tmp_path: Path) -> None:

@@ -21,10 +21,16 @@ from coordinator.core.events import (
     DurableEvent,
     Event,
     HeartbeatReceived,
+    InviteIssued,
     LeaseRequested,
     LeaseReturned,
+    NodeDrained,
+    NodeRestored,
+    PeerEnrolled,
     PlanAdvanced,
     RunCancelled,
+    RunPaused,
+    RunResumed,
     RunSubmitted,
     ServingReported,
     SessionClosed,
@@ -59,6 +65,11 @@ class World:
         self.commits: dict[Digest, tuple[LineageId, int]] = {}
         self.results: dict[TaskId, Digest] = {}
         self.feed(CoordinatorResumed(now_ms=0, boot_id="c0"))
+        for node in NODES:
+            token = Digest(f"token of {node}")
+            self.feed(InviteIssued(now_ms=0, token_digest=token, role="node", expires_unix_ms=1))
+            fields = {"role": "node", "name": node, "curve_public_key": node, "token_digest": token}
+            self.feed(PeerEnrolled(now_ms=0, node=node, **fields))  # type: ignore[arg-type]
 
     def feed(self, event: Event) -> list[Effect]:
         before = durable_json(self.machine.durable)
@@ -289,6 +300,17 @@ class World:
         else:
             self.feed(RunCancelled(now_ms=self.now_ms, run=RUNS[a % 2]))
 
+    def rest(self, a: int, b: int) -> None:
+        """A run or a node is sent to rest, or called back."""
+        run, node = RUNS[a % 2], NODES[a % 3]
+        kinds: list[DurableEvent] = [
+            RunPaused(now_ms=self.now_ms, run=run),
+            RunResumed(now_ms=self.now_ms, run=run),
+            NodeDrained(now_ms=self.now_ms, node=node),
+            NodeRestored(now_ms=self.now_ms, node=node),
+        ]
+        self.feed(kinds[b % 4])
+
 
 def replayed(events: list[DurableEvent]) -> Machine:
     machine = Machine()
@@ -302,7 +324,7 @@ OPS = (
     + [World.work] * 8
     + [World.plan] * 3
     + [World.tick, World.beat, World.session, World.journal, World.repeat] * 2
-    + [World.submit, World.give_back, World.reboot, World.resume, World.stop]
+    + [World.submit, World.give_back, World.reboot, World.resume, World.stop, World.rest]
 )
 STEP = st.tuples(st.integers(0, len(OPS) - 1), st.integers(0, 41), st.integers(0, 209))
 
