@@ -6,6 +6,7 @@ Same recipe, same rows, same profile: the same bits, in any process on the same 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -97,6 +98,9 @@ def apply_profile(profile: Profile) -> None:
     Deterministic algorithms only; denormals are flushed, since they are slow and carry nothing here.
     """
     _keep_memory()
+    if profile.device.startswith("cuda"):
+        # cuBLAS is deterministic with it alone, and torch refuses products without; it is read at the first of them.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(profile.threads)
     # As torch.use_deterministic_algorithms(True), which also imports the compiler: a second of every start.
     torch.set_deterministic_debug_mode("error")

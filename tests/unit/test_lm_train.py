@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from potluck.errors import DataError
 from potluck.lm.config import ModelConfig
 from potluck.lm.optim.adamw import AdamW, is_decayed
-from potluck.lm.train import Trainer
+from potluck.lm.train import Trainer, apply_profile
 from potluck.recipe import AdamWConfig, Profile, Recipe, Schedule
 
 RECIPE = Recipe(
@@ -154,3 +155,16 @@ def test_bfloat16_trains_with_float32_weights() -> None:
     first = trainer.train_step(rows_of(0))
     assert first.loss == pytest.approx(Trainer(RECIPE, Profile()).train_step(rows_of(0)).loss, rel=1e-2)
     assert trainer.model.norm.dtype == torch.float32
+
+
+def test_a_profile_of_a_cuda_device_asks_cublas_for_determinism_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    apply_profile(Profile(device="cuda:1"))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    apply_profile(Profile())
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    apply_profile(Profile(device="cuda"))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
