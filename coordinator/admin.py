@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
 from coordinator import wire, wire_admin
+from coordinator.backup import Backup
 from coordinator.core import queries
 from coordinator.core.effects import Denied, Done, RunAccepted
-from coordinator.core.events import NodeDrained, NodeRestored, RunCancelled, RunPaused, RunResumed, RunSubmitted
+from coordinator.core.events import (
+    NodeDrained,
+    NodeRestored,
+    PeerRevoked,
+    RunCancelled,
+    RunPaused,
+    RunResumed,
+    RunSubmitted,
+)
 from coordinator.core.state import State
 from coordinator.corpus import corpus_facts_json
 from coordinator.enrol import DEFAULT_EXPIRES_MS, issue_tokens
 from coordinator.runtime import Runtime
-from potluck.errors import Refused, SpecError
+from potluck.errors import Refused, SpecError, UsageError
 from potluck.ids import NO_DIGEST, Digest, NodeId, RunId
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
+from potluck.net.tls import peer_of
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import RunSpec, spec_from_json
 from potluck.telemetry import logger
@@ -27,6 +38,8 @@ from potluck.v1 import admin_pb2, admin_pb2_grpc
 
 MAX_NAME = 64
 MAX_SPEC_BYTES = 256 << 10
+MAX_NAMED = 1000
+"""Digests in one answer."""
 WATCH_INTERVAL_S = 0.25
 """At most four answers a second to one watcher."""
 WATCH_IDLE_S = 5.0
@@ -46,18 +59,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         bytes_by_plane: BytesByPlane,
         join_string: Callable[[str], str],
         shut_down: Callable[[bool], None],
+        back_up: Callable[[Path], Awaitable[Backup]],
+        put_out: Callable[[NodeId], Awaitable[int]],
     ) -> None:
         """
         Args:
             bytes_by_plane: what has crossed the machine's border, both ways, ever since the home exists.
             join_string: from a token to the string that carries it.
             shut_down: asks the daemon to end; True: at once.
+            back_up: copies the home to a new place.
+            put_out: ends the open calls of a peer that was revoked; returns how many there were.
         """
         self._runtime = runtime
         self._store = store
         self._bytes_by_plane = bytes_by_plane
         self._join_string = join_string
         self._shut_down = shut_down
+        self._back_up = back_up
+        self._put_out = put_out
 
     async def StartRun(self, request: admin_pb2.StartRunRequest, context: Context) -> admin_pb2.StartRunResponse:
         """Starts a run, or resumes the one with this very spec."""
@@ -152,6 +171,33 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Shutdown(self, request: admin_pb2.ShutdownRequest, context: Context) -> admin_pb2.ShutdownResponse:
         self._shut_down(request.now)
         return admin_pb2.ShutdownResponse(message="stopping at once" if request.now else "draining, then stopping")
+
+    async def Backup(self, request: admin_pb2.BackupRequest, context: Context) -> admin_pb2.BackupResponse:
+        target = Path(request.target)
+        if not target.is_absolute():
+            raise UsageError("usage.bad-request", f"target = {request.target!r}", "give an absolute path")
+        made = await self._back_up(target)
+        lacking = len(made.missing) + len(made.damaged)
+        log.fact("backed-up", target=target, events=made.events, blobs=len(made.blobs), lacking=lacking)
+        return admin_pb2.BackupResponse(
+            events=made.events,
+            blobs=len(made.blobs),
+            bytes=made.blob_bytes,
+            missing=made.missing[:MAX_NAMED],
+            damaged=made.damaged[:MAX_NAMED],
+        )
+
+    async def RevokePeer(self, request: admin_pb2.RevokePeerRequest, context: Context) -> admin_pb2.RevokePeerResponse:
+        """Puts a peer out for good: its certificate and its data-plane key are worth nothing from here on."""
+        peer, own = NodeId(request.peer), peer_of(context)
+        if own is not None and own.node_id == peer:
+            fix = "another administrator can put it out"
+            raise Refused("refused.own-identity", f"{peer} is the identity that asks", fix)
+        answer = await self._runtime.submit(PeerRevoked(now_ms=self._runtime.now_ms(), node=peer))
+        if not isinstance(answer, Done):
+            raise wire.refusal(answer)
+        log.fact("revoked", node=peer)
+        return admin_pb2.RevokePeerResponse(streams_ended=await self._put_out(peer))
 
 
 def _target_of(spec: RunSpec) -> Digest:

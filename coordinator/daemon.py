@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.admin import AdminService
+from coordinator.backup import Backup, back_up
 from coordinator.collector import COLLECT_EVERY_S, Collector
 from coordinator.core.events import DrainRequested
 from coordinator.core.machine import Machine
@@ -35,7 +36,7 @@ from coordinator.traffic import Traffic
 from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
 from potluck.errors import JoinError, UsageError
-from potluck.ids import Json
+from potluck.ids import Json, NodeId
 from potluck.metrics_sinks import Recorder
 from potluck.net.address import is_loopback, reachable_address
 from potluck.net.blobs.server import BlobServer
@@ -144,6 +145,9 @@ class Daemon:
         self._recording = Recording(recorder, self._runtime)
         self._traffic = Traffic(runtime=self._runtime, store=self._store)
         self._enrolment = Enrolment(runtime=self._runtime, authority=self._keys.authority, access=self._access)
+        self._guard = Guard(is_revoked=self._access.is_revoked, counter=self._counter)
+        self._collecting = asyncio.Lock()
+        """Held while blobs are deleted, or may not be."""
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._ports = NO_PORTS
 
@@ -209,8 +213,7 @@ class Daemon:
             before_commit=lambda _: crash_here(MID_PUT),
             counter=self._counter,
         )
-        guard = Guard(is_revoked=self._access.is_revoked, counter=self._counter)
-        control, enrol = new_server([guard]), new_server([guard])
+        control, enrol = new_server([self._guard]), new_server([self._guard])
         async with contextlib.AsyncExitStack() as leaving:
             control_port = bind(control, options.host, wanted.control, self._control_credentials())
             enrol_port = bind(enrol, options.host, wanted.enrol, self._enrol_credentials())
@@ -233,6 +236,7 @@ class Daemon:
             traffic=self._traffic,
             boot_id=self._boot_id,
             heartbeat_ms=heartbeat_ms,
+            ports=self._ports,
         )
         admin = AdminService(
             runtime=self._runtime,
@@ -240,6 +244,8 @@ class Daemon:
             bytes_by_plane=self._bytes_by_plane,
             join_string=self._join_string,
             shut_down=self._stop.request,
+            back_up=self._back_up,
+            put_out=self._put_out,
         )
         node_pb2_grpc.add_NodeServiceServicer_to_server(node, control)
         artifact = ArtifactService(runtime=self._runtime, store=self._store)
@@ -329,6 +335,12 @@ class Daemon:
         seen = INSECURE if options.insecure else fingerprint(self._keys.enrolment.certificate_pem)
         return JoinString(host=host, port=self._ports.enrol, fingerprint=seen, token=token).format()
 
+    async def _put_out(self, peer: NodeId) -> int:
+        """Once its revocation is journalled: no new call, and the open ones end."""
+        await self._runtime.read(self._access.refresh)
+        error = JoinError("join.revoked", f"{peer} was put out", "ask for a new join string and join again")
+        return await self._guard.abort_streams(peer, error)
+
     def _ready(self, join: str | None) -> dict[str, Json]:
         ports = {"control": self._ports.control, "enrol": self._ports.enrol, "data": self._ports.data}
         return {"event": "ready", **ports, "join": join, "home": str(self._options.home), "boot_id": self._boot_id}
@@ -358,9 +370,14 @@ class Daemon:
         while True:
             await asyncio.sleep(COLLECT_EVERY_S)
             try:
-                await collector.make_room()
+                async with self._collecting:
+                    await collector.make_room()
             except Exception as error:
                 log.failure("collection-failed", error)
+
+    async def _back_up(self, target: Path) -> Backup:
+        async with self._collecting:
+            return await back_up(self._journal, self._home, target, unix_ms=self._clock.unix_ms())
 
 
 def _fits_join_string(host: str) -> bool:

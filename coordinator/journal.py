@@ -8,6 +8,9 @@ final: the journal takes nothing more, and the process is expected to end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import queue
 import sqlite3
 import threading
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from potluck.durable import sync_file
 from potluck.errors import DataError, ResourceError
 
 FORMAT = 1
@@ -72,6 +76,13 @@ class _Append:
     loop: asyncio.AbstractEventLoop
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Copy:
+    target: Path
+    done: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+
+
 class SqliteJournal:
     """Opens or makes the journal at `path`, for this process alone.
 
@@ -83,7 +94,7 @@ class SqliteJournal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection = _open(path)
-        self._waiting: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Append | _Copy | None] = queue.SimpleQueue()
         self._closed = False
         self._broken: ResourceError | None = None
         """Set by the writer's thread, once and before it answers."""
@@ -95,6 +106,21 @@ class SqliteJournal:
             raise _closed(str(self._path))
         loop = asyncio.get_running_loop()
         request = _Append(rows=tuple(rows), done=loop.create_future(), loop=loop)
+        self._waiting.put(request)
+        await request.done
+
+    async def copy_to(self, target: Path) -> None:
+        """Writes a copy, one file and closed, of the rows durable when its turn comes; appends wait meanwhile.
+
+        Only this process can: the file is locked for all others.
+
+        Raises:
+            ResourceError: ``resource.disk-full`` or ``resource.journal``, of the target; the journal goes on.
+        """
+        if self._closed:
+            raise _closed(str(self._path))
+        loop = asyncio.get_running_loop()
+        request = _Copy(target=target, done=loop.create_future(), loop=loop)
         self._waiting.put(request)
         await request.done
 
@@ -111,26 +137,32 @@ class SqliteJournal:
         self._connection.close()
 
     def _write_groups(self) -> None:
-        last = False
-        while not last and (first := self._waiting.get()) is not None:
-            group, last = self._gather(first)
+        next_one = self._waiting.get()
+        while next_one is not None:
+            if isinstance(next_one, _Copy):
+                error = _copy(self._connection, next_one.target)
+                next_one.loop.call_soon_threadsafe(_settle, next_one.done, error)
+                next_one = self._waiting.get()
+                continue
+            group, behind = self._gather(next_one)
             self._broken = self._broken or self._commit(group)
             for request in group:
                 request.loop.call_soon_threadsafe(_settle, request.done, self._broken)
+            next_one = behind[0] if behind else self._waiting.get()
 
-    def _gather(self, first: _Append) -> tuple[list[_Append], bool]:
-        """All that waits now, as one commit; and whether `close` was behind it."""
+    def _gather(self, first: _Append) -> tuple[list[_Append], list[_Copy | None]]:
+        """All that waits now, as one commit; and the copy or the `close` that was behind it, if any."""
         group, num_rows = [first], len(first.rows)
         while num_rows < GROUP_ROWS:
             try:
                 request = self._waiting.get_nowait()
             except queue.Empty:
                 break
-            if request is None:
-                return group, True
+            if not isinstance(request, _Append):
+                return group, [request]
             group.append(request)
             num_rows += len(request.rows)
-        return group, False
+        return group, []
 
     def _commit(self, group: list[_Append]) -> ResourceError | None:
         rows = [(row,) for request in group for row in request.rows]
@@ -149,6 +181,69 @@ class SqliteJournal:
                 "look at the disk below it; nothing that was promised is missing, so start again when it writes",
             )
         return None
+
+
+def copy_closed(source: Path, target: Path) -> None:
+    """As `SqliteJournal.copy_to`, of a journal that no process has open.
+
+    Raises:
+        ResourceError: ``resource.locked``: a coordinator has it open; or as `copy_to`.
+        DataError: ``data.journal-format``.
+    """
+    connection = _open(source)
+    try:
+        error = _copy(connection, target)
+    finally:
+        connection.close()
+    if error is not None:
+        raise error
+
+
+def read_closed(path: Path) -> Iterator[str]:
+    """The rows of a journal that nobody has open, oldest first.
+
+    Raises:
+        ResourceError: ``resource.locked``.
+        DataError: ``data.journal-format``: damaged, or no journal.
+    """
+    try:
+        with contextlib.closing(_open_to_read(path)) as connection:
+            for (row,) in connection.execute("SELECT event FROM journal ORDER BY seq"):
+                yield row
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+
+
+def problems_of(path: Path) -> list[str]:
+    """What SQLite's own check finds wrong with a journal that nobody has open. Raises as `read_closed` does."""
+    try:
+        with contextlib.closing(_open_to_read(path)) as connection:
+            found = [str(line) for (line,) in connection.execute("PRAGMA quick_check")]
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    return [] if found == ["ok"] else found
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    # Not `ro`: a file in WAL mode cannot be read without its -wal, which a killed coordinator leaves with rows in it.
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None)
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    return connection
+
+
+def _copy(connection: sqlite3.Connection, target: Path) -> ResourceError | None:
+    """In one step, so that no group is between its pages; on disk when it returns."""
+    try:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
+            connection.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")
+        sync_file(target)
+    except (sqlite3.Error, OSError) as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(error, "errno", 0) == errno.ENOSPC:
+            return _disk_full(str(target))
+        return ResourceError("resource.journal", f"{target}: {error}", "see that a new file can be written there")
+    return None
 
 
 def _settle(done: asyncio.Future[None], error: ResourceError | None) -> None:

@@ -16,9 +16,11 @@ import grpc.aio
 
 from coordinator import wire
 from coordinator.collector import hold
+from coordinator.core import queries
 from coordinator.core.effects import CommitAccepted
 from coordinator.core.events import LeaseRenewed, SessionClosed
 from coordinator.core.state import State
+from coordinator.home import Ports
 from coordinator.recording import Recording
 from coordinator.runtime import Runtime
 from coordinator.sessions import Sessions, Stream
@@ -55,6 +57,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         traffic: Traffic,
         boot_id: str,
         heartbeat_ms: int,
+        ports: Ports,
     ) -> None:
         self._runtime = runtime
         self._recording = recording
@@ -63,6 +66,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self._sessions = sessions
         self._boot_id = boot_id
         self._heartbeat_ms = heartbeat_ms
+        self._ports = ports
 
     async def AcquireLease(
         self, request: node_pb2.AcquireLeaseRequest, context: Context
@@ -103,6 +107,26 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             log.fact("lease-returned", node=event.node, fence=event.fence, error_id=event.error_id, why=event.message)
         await self._runtime.submit(event)
         return node_pb2.ReturnLeaseResponse(accepted=True)
+
+    async def Greet(self, request: node_pb2.GreetRequest, context: Context) -> node_pb2.GreetResponse:
+        """Who the caller is here, and who answers: for whoever wants to know whether a connection works."""
+        peer = caller(context)
+        enrolled, infos = await self._runtime.read(
+            lambda state: (peer.node_id in state.durable.peers, queries.node_infos(state))
+        )
+        seen = next((info for info in infos if info.node == peer.node_id), None)
+        return node_pb2.GreetResponse(
+            node_id=peer.node_id,
+            role=peer.role,
+            known=enrolled,
+            version=package_version(),
+            unix_ms=self._runtime.unix_ms(),
+            control_port=self._ports.control,
+            enrol_port=self._ports.enrol,
+            data_port=self._ports.data,
+            state=seen.state if seen is not None else "",
+            silent_ms=seen.silent_ms if seen is not None else 0,
+        )
 
     async def Session(  # type: ignore[override]  # a coroutine that writes to its context is one too
         self, ups: AsyncIterator[node_pb2.SessionUp], context: Context

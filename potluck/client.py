@@ -32,6 +32,7 @@ from potluck.v1 import admin_pb2, admin_pb2_grpc, mixture_pb2, mixture_pb2_grpc,
 __all__ = ["AdminClient", "AsyncRouterClient", "Generated", "Routed", "RouterClient", "Scored", "identity_in"]
 
 CALL_TIMEOUT_S = 30.0
+BACKUP_TIMEOUT_S = 6 * 3600.0
 GENERATE_TIMEOUT_S = 600.0
 """A deadline is always set: what the other side holds for a call it must be able to let go of."""
 
@@ -201,6 +202,17 @@ class AdminClient:
         )
         with self._errors():
             return tuple(self._stub.Invite(request, timeout=CALL_TIMEOUT_S).join_strings)
+
+    def back_up(self, target: Path) -> admin_pb2.BackupResponse:
+        """Copies the coordinator's home, while it works, to a new folder or .tar file on its own machine."""
+        with self._errors():
+            return self._stub.Backup(admin_pb2.BackupRequest(target=str(target)), timeout=BACKUP_TIMEOUT_S)
+
+    def revoke(self, peer: str) -> admin_pb2.RevokePeerResponse:
+        """Puts a peer out for good, by its id."""
+        with self._errors():
+            request = admin_pb2.RevokePeerRequest(peer=checked_text("peer", peer))
+            return self._stub.RevokePeer(request, timeout=CALL_TIMEOUT_S)
 
     def shutdown(self, *, now: bool = False) -> admin_pb2.ShutdownResponse:
         """Drains and stops the coordinator; `now` does not wait."""

@@ -30,6 +30,7 @@ DEFAULT_ACCESS: Mapping[str, frozenset[str]] = {
     "/potluck.v1.EnrolService/": ANYONE,
     "/potluck.v1.NodeService/": frozenset({"node"}),
     "/potluck.v1.NodeService/Session": frozenset({"node", "router"}),
+    "/potluck.v1.NodeService/Greet": EVERY_ROLE,
     "/potluck.v1.ArtifactService/": EVERY_ROLE,
     "/potluck.v1.AdminService/": frozenset({"admin"}),
     "/potluck.v1.MixtureService/": frozenset({"admin"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sqlite3
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.journal import Journal, MemoryJournal, SqliteJournal
+from coordinator.journal import Journal, MemoryJournal, SqliteJournal, copy_closed, problems_of, read_closed
 from potluck.errors import DataError, PotluckError, ResourceError
 
 OpenJournal = Callable[[], Journal]
@@ -145,3 +146,54 @@ async def test_the_journal_syncs_fully_and_keeps_the_file_for_itself(tmp_path: P
     assert modes == ["wal", 2, "exclusive"]
     assert not (tmp_path / "journal.db-shm").exists()
     journal.close()
+
+
+@in_loop
+async def test_a_copy_made_amid_appends_holds_every_row_answered_before_it_and_is_one_file(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db")
+    before = [f"before {number}" for number in range(20)]
+    await journal.append(before)
+    await asyncio.gather(
+        *(journal.append([f"amid {number}"]) for number in range(20)),
+        journal.copy_to(tmp_path / "copy.db"),
+        *(journal.append([f"amid {number}"]) for number in range(20, 40)),
+    )
+    copied, whole = list(read_closed(tmp_path / "copy.db")), list(journal.read_all())
+    assert copied[:20] == before
+    assert copied == whole[: len(copied)]
+    assert len(whole) == 60
+    assert problems_of(tmp_path / "copy.db") == []
+    assert not (tmp_path / "copy.db-wal").exists()
+    with pytest.raises(ResourceError) as refused:
+        list(read_closed(tmp_path / "journal.db"))
+    assert refused.value.error_id == "resource.locked"
+    journal.close()
+
+
+@in_loop
+async def test_a_copy_that_cannot_be_written_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db")
+    (tmp_path / "taken").write_text("somebody's")
+    with pytest.raises(ResourceError) as refused:
+        await journal.copy_to(tmp_path / "taken")
+    assert refused.value.error_id == "resource.journal"
+    assert (tmp_path / "taken").read_text() == "somebody's"
+    await journal.append(["on"])
+    assert list(journal.read_all()) == ["on"]
+    journal.close()
+
+
+@in_loop
+async def test_the_check_of_a_closed_journal_reads_what_a_killed_coordinator_left_in_its_log(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db")
+    await journal.append(["one", "two"])
+    for name in ("journal.db", "journal.db-wal"):
+        (tmp_path / f"killed-{name}").write_bytes((tmp_path / name).read_bytes())
+    journal.close()
+    copy_closed(tmp_path / "killed-journal.db", tmp_path / "copy.db")
+    assert list(read_closed(tmp_path / "copy.db")) == ["one", "two"]
+    damaged = bytearray((tmp_path / "copy.db").read_bytes())
+    damaged[4096:6000] = b"\xff" * len(damaged[4096:6000])
+    (tmp_path / "copy.db").write_bytes(damaged)
+    with contextlib.suppress(DataError):
+        assert problems_of(tmp_path / "copy.db") != []
