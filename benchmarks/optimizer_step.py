@@ -27,11 +27,14 @@ from potluck.recipe import AdamWConfig, AdEMAMixConfig, OptimizerConfig, Profile
 
 PRESETS_TIMED = ("0.11M", "6M", "14M")
 VOCAB, TOTAL_STEPS = 1024, 1_000_000
-CONTENDERS: dict[str, OptimizerConfig] = {
-    "ademamix_vs_adamw": AdEMAMixConfig(),
-    "ademamix_bf16_vs_adamw": AdEMAMixConfig(slow_dtype="bfloat16"),
-    "ademamix_beta1_0_vs_adamw": AdEMAMixConfig(beta1=0.0),
+CONTENDERS: dict[str, tuple[OptimizerConfig, bool]] = {
+    "ademamix_vs_adamw": (AdEMAMixConfig(), False),
+    "ademamix_bf16_vs_adamw": (AdEMAMixConfig(slow_dtype="bfloat16"), False),
+    "ademamix_beta1_0_vs_adamw": (AdEMAMixConfig(beta1=0.0), False),
+    "ademamix_compiled_vs_adamw": (AdEMAMixConfig(), True),
+    "ademamix_compiled_bf16_vs_adamw": (AdEMAMixConfig(slow_dtype="bfloat16"), True),
 }
+"""And whether the kernel is compiled."""
 RATE = 1e-5
 
 
@@ -50,7 +53,10 @@ def ratios(preset: str, seconds: float) -> tuple[dict[str, list[float]], float]:
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
     adamw = build_optimizer(model, AdamWConfig(), TOTAL_STEPS)
-    contenders = {name: build_optimizer(model, config, TOTAL_STEPS) for name, config in CONTENDERS.items()}
+    contenders = {
+        name: build_optimizer(model, config, TOTAL_STEPS, compile=compiled)
+        for name, (config, compiled) in CONTENDERS.items()
+    }
     steps = max(1, 1_000_000 // config.num_parameters)  # of a turn: the clock's grain is coarse for small models
     for optimizer in (adamw, *contenders.values()):
         _seconds(optimizer, 2)

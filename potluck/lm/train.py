@@ -131,7 +131,9 @@ class Trainer:
         self.model: Decoder = init_decoder(recipe.model, seed=recipe.init_seed).to(profile.device)
         self.model.activation_checkpointing = profile.activation_checkpointing
         self._forward = torch.compile(self.model) if profile.compile else self.model
-        self._optimizer = build_optimizer(self.model, recipe.optimizer, recipe.schedule.total_steps)
+        self._optimizer = build_optimizer(
+            self.model, recipe.optimizer, recipe.schedule.total_steps, compile=profile.compile
+        )
 
     def train_step(self, rows: np.ndarray, weights: np.ndarray | None = None) -> StepMetrics:
         """Does one step.

@@ -6,19 +6,26 @@ from torch import nn
 
 from potluck.lm.optim.adamw import AdamW
 from potluck.lm.optim.ademamix import AdEMAMix
+from potluck.lm.optim.ademamix_compiled import CompiledAdEMAMix
 from potluck.lm.optim.base import Optimizer
 from potluck.lm.optim.horizon import resolve_optimizer
 from potluck.recipe import AdEMAMixConfig, OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int, *, compile: bool = False) -> Optimizer:
     """Before the first of `total_steps` steps of the model's run.
+
+    Args:
+        compile: have AdEMAMix's kernel compiled, if the model is on the CPU.
 
     Raises:
         SpecError: ``spec.beta3-too-slow``.
+        ResourceError: ``resource.no-compiler``.
     """
     parameters = dict(model.named_parameters())
     config = resolve_optimizer(config, total_steps)
     if isinstance(config, AdEMAMixConfig):
+        if compile and all(p.device.type == "cpu" for p in parameters.values()):
+            return CompiledAdEMAMix(parameters, config, total_steps)
         return AdEMAMix(parameters, config, total_steps)
     return AdamW(parameters, config)
