@@ -12,6 +12,7 @@ from coordinator.plans.text import Text
 from coordinator.plans.trainings import FIRST_RANK, Training, cosine, make_training
 from potluck.config import to_mapping
 from potluck.ids import NO_DIGEST, Digest, Json, canonical_json
+from potluck.lm.optim.horizon import optimizer_facts
 from potluck.recipe import Origin, Schedule
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.single import SingleSpec
@@ -125,7 +126,7 @@ def model_facts(spec: SingleSpec | CrispSpec, text: Text, training: Training) ->
         "steps": steps,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.schedule.learning_rate,
-        "optimizer": to_mapping(recipe.optimizer),
+        "optimizer": optimizer_facts(recipe.optimizer),
         "parameters": recipe.model.num_parameters,
         "tokens": rows * spec.text.sequence_length,
         "flops": steps * training.flops_per_step,

@@ -14,18 +14,16 @@ from potluck.commands.home import home_option, open_home
 from potluck.commands.measure import measure
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
-from potluck.commands.runs import WORKER_BYTES, read_run_file
+from potluck.commands.runs import WORKER_BYTES, horizons, read_run_file
 from potluck.commands.text import estimate
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count, human_seconds
 from potluck.ids import Digest
 from potluck.lm.flops import train_flops
-from potluck.lm.optim.horizon import describe_horizon
 from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of, training_bytes
 from potluck.specfile import same_call, spec_text
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
-from potluck.specs.run import RunSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
 
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         _show(spec, cost_of(spec), text, output)
     elif not isinstance(spec, ClusterSpec):
         _show_single(spec, text, output)
-    for line in _horizons(spec):
+    for line in horizons(spec):
         output.line(line)
     _require_memory(training_bytes(spec))
     output.next_step(f"potluck run start {args.target}{home_option(open_home(args.home))}")
@@ -199,23 +197,6 @@ def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: 
         ],
     )
     output.line(f"memory: about {human_bytes(memory)} a node while it trains")
-
-
-def _horizons(spec: RunSpec) -> list[str]:
-    """How far back the optimizer looks, of each kind of model.
-
-    Raises:
-        SpecError: ``spec.beta3-too-slow``.
-    """
-    if isinstance(spec, SmallTalkSpec):
-        cost = cost_of(spec)
-        steps = {"routers": cost.router_steps, "experts": cost.expert_steps, "dense twin": cost.dense_steps}
-    elif isinstance(spec, SingleSpec | CrispSpec):
-        steps = {"the model": spec.training.steps}
-    else:
-        return []
-    lines = {of: describe_horizon(spec.optimizer, count, of=of) for of, count in steps.items() if count}
-    return [f"{of}: {line}" for of, line in lines.items() if line]
 
 
 def _require_memory(training: int) -> None:

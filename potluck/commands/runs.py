@@ -14,8 +14,12 @@ from potluck.config import load_toml
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count
 from potluck.ids import Digest, short
-from potluck.sizing import training_bytes
+from potluck.lm.optim.horizon import describe_horizon
+from potluck.sizing import cost_of, training_bytes
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import UNKNOWN_DIGEST, RunFile, RunSpec, parse_run_file
+from potluck.specs.single import SingleSpec
+from potluck.specs.smalltalk import SmallTalkSpec
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
@@ -45,10 +49,12 @@ def submit(
     """Ingests the texts, puts them into the coordinator's store and starts the run, or resumes it.
 
     Raises:
+        SpecError: ``spec.beta3-too-slow``.
         ResourceError: ``resource.memory``: no live node can hold an expert.
     """
     file, data = read_run_file(spec_path)
     draft = file.canonical(UNKNOWN_DIGEST)
+    horizons(draft)
     require_memory(draft, client, output)
     spec = file.canonical(**send_texts(home, spec_path, file, data, output))
     return client.start_run(spec.to_json(), name=name or file.name, priority=file.priority, request_id=uuid.uuid4().hex)
@@ -92,6 +98,23 @@ def _put(home: Home, packed: Mapping[str, Any], output: Output) -> Digest:
 def _beside(spec_path: Path, path: str) -> Path:
     """A path that a spec file names, relative to it."""
     return (spec_path.resolve().parent / path).resolve()
+
+
+def horizons(spec: RunSpec) -> list[str]:
+    """How far back the optimizer looks, of each kind of model.
+
+    Raises:
+        SpecError: ``spec.beta3-too-slow``.
+    """
+    if isinstance(spec, SmallTalkSpec):
+        cost = cost_of(spec)
+        steps = {"routers": cost.router_steps, "experts": cost.expert_steps, "dense twin": cost.dense_steps}
+    elif isinstance(spec, SingleSpec | CrispSpec):
+        steps = {"the model": spec.training.steps}
+    else:
+        return []
+    lines = {of: describe_horizon(spec.optimizer, count, of=of) for of, count in steps.items() if count}
+    return [f"{of}: {line}" for of, line in lines.items() if line]
 
 
 def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:

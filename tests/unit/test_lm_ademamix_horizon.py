@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.plans.smalltalk_recipes import Recipes
 from coordinator.plans.smalltalk_sizes import Cell, Sizes
+from potluck.commands.output import Output
+from potluck.commands.runs import submit
 from potluck.errors import SpecError
 from potluck.ids import Digest
 from potluck.lm.optim.horizon import (
@@ -127,4 +131,14 @@ def test_ademamix_in_a_plan_has_a_literal_beta3_for_each_lineages_own_steps() ->
 def test_ademamix_in_a_plan_is_refused_where_one_lineage_is_too_short() -> None:
     with pytest.raises(SpecError, match="router 0") as caught:
         plan_recipes(AdEMAMixConfig(beta3=0.99))
+    assert caught.value.error_id == "spec.beta3-too-slow"
+
+
+@pytest.mark.parametrize("method", ["smalltalk", "single"])
+def test_a_run_with_too_slow_a_beta3_is_refused_before_its_text_is_looked_for(method: str, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text(f'data = "nowhere"\nmethod = "{method}"\n[optimizer]\nname = "ademamix"\nbeta3 = 0.9999999\n')
+    nothing: Any = None
+    with pytest.raises(SpecError) as caught:
+        submit(nothing, nothing, spec, name="", output=Output(as_json=False))
     assert caught.value.error_id == "spec.beta3-too-slow"

@@ -116,6 +116,14 @@ def test_the_facts_tell_tokens_flops_and_how_often_the_text_was_read() -> None:
     assert facts["epochs"] == pytest.approx(rows / 500)
 
 
+def test_the_facts_tell_the_half_life_of_a_slow_average() -> None:
+    fold = Fold(single(optimizer=AdEMAMixConfig(beta3=0.95)))
+    fold.run()
+    optimizer = tables(fold)["test"]["facts"]["optimizer"]
+    assert optimizer["name"] == "ademamix"
+    assert optimizer["half_life"] == pytest.approx(12.51, abs=0.01)
+
+
 @pytest.mark.parametrize(("split", "rows"), [("train_rows", 0), ("valid_rows", 0), ("test_rows", 19)])
 def test_too_little_text_fails_the_run_with_the_numbers(split: str, rows: int) -> None:
     fold = Fold(single(), **{split: rows})
