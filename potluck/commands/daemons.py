@@ -75,10 +75,7 @@ def start(kind: Kind, folder: Path, arguments: Sequence[str], *, own_session: bo
         Refused: ``refused.already-running``.
         PotluckError: what the daemon said when it could not start.
     """
-    alive = running(folder)
-    if alive is not None:
-        message = f"{kind} already runs in {folder} (pid {alive.pid})"
-        raise Refused("refused.already-running", message, f"stop it with `potluck down --home {folder.parent}`")
+    require_stopped(kind, folder)
     folder.mkdir(parents=True, exist_ok=True)
     ready_path, log_path = folder / "daemon.out", folder / "daemon.log"
     command = [sys.executable, "-m", kind, "--home", str(folder), *arguments]
@@ -88,6 +85,16 @@ def start(kind: Kind, folder: Path, arguments: Sequence[str], *, own_session: bo
     record = _await_ready(kind, process, folder, log_start)
     pid_file(folder).write_text(json.dumps(asdict(record)))
     return Started(process=process, record=record, folder=folder)
+
+
+def require_stopped(kind: Kind, folder: Path) -> None:
+    """Raises:
+    Refused: ``refused.already-running``.
+    """
+    alive = running(folder)
+    if alive is not None:
+        message = f"{kind} already runs in {folder} (pid {alive.pid})"
+        raise Refused("refused.already-running", message, f"stop it with `potluck down --home {folder.parent}`")
 
 
 def stop(folder: Path, *, at_once: bool = False) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from potluck.commands.daemons import Started
-from potluck.commands.enrolment import start_member
+from potluck.commands.enrolment import add_coordinator, start_member
 from potluck.commands.foreground import run_in_foreground
 from potluck.commands.home import Home, home_option, open_home
 from potluck.commands.options import add_common, add_metrics, metrics_arguments
@@ -16,6 +16,7 @@ from potluck.commands.output import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("join", nargs="?", default="", metavar="STRING", help="a join string; not needed to come back")
+    add_coordinator(parser)
     parser.add_argument("--name", default="", help="how others see this node (default: the host name)")
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
     add_metrics(parser, "this node's training")
@@ -25,7 +26,14 @@ def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
     arguments = (["--name", args.name] if args.name else []) + metrics_arguments(args)
     node = start_member(
-        "expert_node", home.node(), arguments, join=args.join, home=home, detach=args.detach, output=output
+        "expert_node",
+        home.node(),
+        arguments,
+        join=args.join,
+        home=home,
+        detach=args.detach,
+        output=output,
+        coordinator=args.coordinator,
     )
     announce = partial(_announce, node, home, output)
     if args.detach:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from potluck.commands.home import admin_client, home_option, open_home
+from potluck.commands.home import Home, admin_client, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
 from potluck.formatting import human_bytes, human_count
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
+    parser.add_argument("--revoke", default="", metavar="NODE", help="put a node or router out for good, by its id")
 
 
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
+    if args.revoke:
+        return _revoke(args.revoke, home, output)
     with admin_client(home) as client:
         nodes = list(client.list_nodes().nodes)
     output.result(
@@ -52,6 +55,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = [row(node) for node in nodes]
     output.table(["node", "role", "state", "doing", "tokens/s", "in use", "silent"], rows, left=4)
+    return 0
+
+
+def _revoke(node: str, home: Home, output: Output) -> int:
+    with admin_client(home) as client:
+        client.revoke(node)
+    output.result({"revoked": node})
+    output.line(f"{node} was put out: its certificate and keys are worth nothing any more, its work is free")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from potluck.commands.daemons import Started
-from potluck.commands.enrolment import start_member
+from potluck.commands.enrolment import add_coordinator, start_member
 from potluck.commands.foreground import run_in_foreground
 from potluck.commands.home import ROUTER_PORT, Home, home_option, open_home
 from potluck.commands.options import add_common
@@ -16,6 +16,7 @@ from potluck.commands.output import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("join", nargs="?", default="", metavar="STRING", help="a join string; not needed to come back")
+    add_coordinator(parser)
     parser.add_argument("--host", default="", help="address to listen on (default: all, or loopback if that is home)")
     parser.add_argument("--port", type=int, default=ROUTER_PORT, help=f"port for clients and nodes ({ROUTER_PORT})")
     parser.add_argument("--http", action="store_true", help="answer JSON over HTTP on the next port too")
@@ -40,7 +41,14 @@ def run(args: argparse.Namespace) -> int:
     arguments += ["--count-domains"] if args.count_domains else []
     arguments += ["--noise", str(args.noise)] if args.noise is not None else []
     router = start_member(
-        "router", home.router, arguments, join=args.join, home=home, detach=args.detach, output=output
+        "router",
+        home.router,
+        arguments,
+        join=args.join,
+        home=home,
+        detach=args.detach,
+        output=output,
+        coordinator=args.coordinator,
     )
     announce = partial(_announce, router, home, output)
     if args.detach:

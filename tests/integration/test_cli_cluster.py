@@ -14,6 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from potluck.net.identity import Identity
+from potluck.net.join import enrol
+from potluck.net.version import make_hello
+
 TIMEOUT_S = 100
 
 
@@ -136,3 +140,52 @@ def test_a_pid_that_was_given_to_somebody_else_is_left_alone(home: Path) -> None
         assert answer("down", "--home", str(home)) == {"stopped": []}
         assert bystander.poll() is None
         bystander.kill()
+
+
+def test_a_node_that_was_put_out_ends_and_is_not_let_in_again(home: Path) -> None:
+    answer("up", "--home", str(home), "--host", "127.0.0.1", "--port", "0", "--detach")
+    node = answer("join", "--home", str(home), "--name", "first", "--detach")
+    left = psutil.Process(node["pid"])
+    assert answer("nodes", "--home", str(home), "--revoke", node["node_id"]) == {"revoked": node["node_id"]}
+    psutil.wait_procs([left], timeout=TIMEOUT_S)
+    assert not left.is_running()
+    assert answer("nodes", "--home", str(home))["nodes"] == []
+    again = potluck("join", "--home", str(home), "--detach")
+    assert again.returncode in (2, 4)
+    assert "revoked" in again.stderr
+    unknown = potluck("nodes", "--home", str(home), "--revoke", "n9-nobody")
+    assert unknown.returncode == 4
+    assert "[refused.no-such-node]" in unknown.stderr
+
+
+def test_a_node_and_a_router_follow_a_coordinator_that_was_restored_on_other_ports(home: Path) -> None:
+    old, new, member = home / "old", home / "new", home / "member"
+    where = ("--host", "127.0.0.1", "--port", "0", "--detach")
+    up = answer("up", "--home", str(old), *where)
+    answer("join", up["join"], "--home", str(member), "--detach")
+    (invited,) = answer("invite", "--home", str(old), "--role", "router")["join"]
+    answer("router", invited, "--home", str(member), *where)
+    answer("backup", "--home", str(old), str(home / "backup.tar"))
+    late = answer("invite", "--home", str(old))["join"][0]
+    enrol(late, name="late", hello=make_hello(boot_id="")).save(home / "late" / "node" / "identity")
+    for each in (member, old):
+        answer("down", "--home", str(each))
+
+    answer("restore", str(home / "backup.tar"), "--home", str(new))
+    moved = answer("up", "--home", str(new), *where)
+    address = f"127.0.0.1:{moved['control']}"
+    assert moved["control"] != up["control"]
+    lost = potluck("join", "--home", str(member), "--coordinator", f"127.0.0.1:{up['control']}", "--detach")
+    assert (lost.returncode, "[net.refused]" in lost.stderr) == (3, True)
+    answer("join", "--home", str(member), "--coordinator", address, "--detach")
+    answer("router", "--home", str(member), "--coordinator", address, *where)
+    nodes = answer("nodes", "--home", str(new))["nodes"]
+    assert [(node["role"], node["state"]) for node in nodes] == [("node", "live"), ("router", "live")]
+    # Who joined after the backup was taken is nobody there.
+    unknown = potluck("join", "--home", str(home / "late"), "--coordinator", address, "--detach")
+    assert unknown.returncode == 2
+    assert "[join.unknown-here]" in unknown.stderr
+    # The address is kept: without --coordinator it comes back to where it was last.
+    assert Identity.load(member / "node" / "identity").control_target == address
+    for each in (member, new):
+        answer("down", "--home", str(each))
