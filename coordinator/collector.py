@@ -8,7 +8,6 @@ lists. A blob younger than an hour is kept too: its commit may be on the way.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from coordinator.core.values import Finished
 from coordinator.runtime import Runtime
 from potluck.errors import DataError
 from potluck.ids import Digest, is_digest
+from potluck.jsontext import read_json
 from potluck.net.blobs.store import BlobStore
 from potluck.telemetry import logger
 
@@ -127,7 +127,7 @@ def _listed(store: BlobStore, digest: Digest) -> list[Digest]:
         with path.open("rb") as file:
             if file.read(1) != b"{":
                 return []
-            manifest = json.loads(b"{" + file.read())
+            manifest = read_json(b"{" + file.read())
     except (DataError, OSError, ValueError):
         return []
     blobs = manifest.get("blobs") if isinstance(manifest, dict) else None

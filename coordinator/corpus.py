@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from coordinator.collector import hold
 from coordinator.plans.base import CorpusFacts
 from potluck.errors import CorpusError
 from potluck.ids import NO_DIGEST, Digest, is_digest, short
+from potluck.jsontext import read_json
 from potluck.net.blobs.store import BlobStore
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -28,10 +28,12 @@ def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
     if store.size(corpus) > MAX_MANIFEST_BYTES:
         raise _bad_manifest(corpus, f"it has {store.size(corpus)} bytes")
     try:
-        manifest = json.loads(store.path(corpus).read_bytes())
+        manifest = read_json(store.path(corpus).read_bytes())
         shards = [shard["digest"] for shard in manifest["shards"]]
-        if manifest["kind"] != "corpus" or not all(is_digest(shard) for shard in shards):
+        if manifest["kind"] != "corpus" or not isinstance(manifest["sources"], dict):
             raise ValueError("it is of another kind")
+        if not all(isinstance(shard, str) and is_digest(shard) for shard in shards):
+            raise ValueError("a shard is no digest")
     except (ValueError, KeyError, TypeError) as error:
         raise _bad_manifest(corpus, f"{type(error).__name__} {error}") from None
     missing = hold(store, (corpus, *shards))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
 
 from potluck.errors import DataError, Refused, SpecError
 from potluck.ids import Digest, short
+from potluck.jsontext import read_json
 from potluck.net.blobs.store import BlobStore
 from sampling.labels import Labels, parse_labels
 from sampling.mixture import SUM_TOLERANCE, Mixture, natural, normalised, supported
@@ -34,9 +34,9 @@ def read_labels(digest: Digest, store: BlobStore) -> Labels:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise _too_many(f"the labels manifest {short(digest)} has {path.stat().st_size} bytes")
     try:
-        labels = parse_labels(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"blob {short(digest)} is no labels manifest: {type(error).__name__} {error}"
+        labels = parse_labels(read_json(path.read_bytes()))
+    except ValueError as error:
+        what = f"blob {short(digest)} is no labels manifest: {error}"
         raise DataError("data.bad-labels", what, "compute the labels again") from None
     if len(labels.domains) > MAX_DOMAINS:
         raise _too_many(f"the partition has {len(labels.domains)} domains")
@@ -48,7 +48,10 @@ def read_mixture(digest: Digest, store: BlobStore) -> Mixture:
     DataError: ``data.missing-blob``.
     SpecError: ``spec.bad-mixture``.
     """
-    return Mixture.from_json(store.path(digest).read_text(encoding="utf-8"))
+    path = store.path(digest)
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise _too_many(f"the mixture {short(digest)} has {path.stat().st_size} bytes")
+    return Mixture.from_json(path.read_bytes())
 
 
 def completed(named: Mapping[str, float], labels: Labels, *, others_zero: bool) -> Mixture:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import NoReturn, assert_never
+from typing import assert_never
 
 from coordinator.core.effects import (
     Answer,
@@ -36,7 +35,8 @@ from coordinator.core.events import (
 )
 from coordinator.core.values import Figures, ServingReport
 from potluck.errors import DataError, InvariantViolation, PotluckError, UsageError
-from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, NodeId, TaskId, canonical_json, is_digest
+from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, NodeId, TaskId, is_digest
+from potluck.jsontext import read_json
 from potluck.net.remote_errors import error_from_id
 from potluck.v1 import common_pb2, node_pb2
 
@@ -120,10 +120,8 @@ def figures(text: str) -> Figures:
     if len(text.encode()) > MAX_FIGURES_BYTES:
         raise _bad_figures(f"{len(text)} characters are more than {MAX_FIGURES_BYTES} bytes")
     try:
-        value = json.loads(text or "{}", parse_constant=_not_finite)
-        # A journal row is canonical JSON in UTF-8, so this must be sayable as such.
-        canonical_json(value).encode()
-    except (ValueError, RecursionError) as error:
+        value = read_json(text or "{}")
+    except ValueError as error:
         raise _bad_figures(str(error)) from None
     if not isinstance(value, dict):
         raise _bad_figures("they are not an object")
@@ -329,7 +327,3 @@ def _depth(value: object) -> int:
 
 def _bad_figures(why: str) -> DataError:
     return DataError("data.bad-figures", f"figures cannot be kept: {why}", "send a JSON object of finite numbers")
-
-
-def _not_finite(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from expert_node.values import Lease, TrainLease
 from potluck.errors import DataError
 from potluck.ids import NO_DIGEST, Digest, is_digest
+from potluck.jsontext import read_json
 from potluck.net.counters import Plane
 from potluck.recipe import Assigned, Clustered
 
@@ -90,7 +90,7 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise DataError("data.bad-manifest", f"{path.name} has more than {MAX_MANIFEST_BYTES} bytes", "report it")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path.read_bytes())
     except ValueError as error:
         raise DataError("data.bad-manifest", f"{path.name} is not JSON: {error}", "use equal versions") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("blobs"), dict):
@@ -107,7 +107,7 @@ def train_rows(manifest: Mapping[str, Any]) -> set[Digest]:
     try:
         parts = manifest["splits"]["train"]["parts"]
         return {_checked(part[key]) for part in parts for key in ("rows", "meta") if part["count"]}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise DataError("data.bad-manifest", f"tokens manifest without train parts: {error}", "report it") from None
 
 

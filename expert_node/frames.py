@@ -21,8 +21,15 @@ def encode(message: Message) -> bytes:
 
 
 def decode(body: bytes) -> Message:
-    message = msgpack.unpackb(body, strict_map_key=False)
-    assert isinstance(message, dict), type(message)
+    """Raises:
+    ValueError: it is no message.
+    """
+    try:
+        message = msgpack.unpackb(body, strict_map_key=False)
+    except Exception as error:  # msgpack's exceptions share no base class
+        raise ValueError(f"a frame is not msgpack: {error}") from None
+    if not isinstance(message, dict):
+        raise ValueError(f"a frame holds a {type(message).__name__}")
     return message
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from potluck.config import from_mapping
+from potluck.errors import SpecError
 from potluck.ids import Digest, Fence, Json, LineageId, TaskId
+from potluck.jsontext import read_json
 from potluck.net.counters import Plane
-from potluck.recipe import Profile, Recipe, Segment
+from potluck.recipe import Profile, Recipe, Segment, json_table, segment_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,22 @@ Finished = FinishedCommit | FinishedTask
 
 
 def parse_segments(text: str) -> tuple[Segment, ...]:
-    """Segments of a lease: a JSON list of objects."""
-    return tuple(Segment.from_json(json.dumps(raw)) for raw in json.loads(text))
+    """Segments of a lease: a JSON list of objects.
+
+    Raises:
+        SpecError: it is something else.
+    """
+    try:
+        listed = read_json(text)
+    except ValueError as error:
+        raise SpecError("spec.not-json", f"segments are no JSON: {error}", "use equal versions of potluck") from None
+    if not isinstance(listed, list):
+        raise SpecError("spec.not-json", "segments are no JSON list", "use equal versions of potluck")
+    return tuple(segment_from(raw) for raw in listed)
 
 
 def parse_profile(text: str) -> Profile:
-    return from_mapping(Profile, json.loads(text))
+    """Raises:
+    SpecError: it is no profile.
+    """
+    return from_mapping(Profile, json_table(text, "profile"))

@@ -15,6 +15,11 @@ from potluck.errors import SpecError
 
 T = TypeVar("T")
 
+MAX_INTEGER_BITS = 64
+"""More than any field means; a float and an error message can hold what is below."""
+MAX_SHOWN = 200
+"""Characters of a value in a message."""
+
 
 def load_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file.
@@ -28,7 +33,9 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise SpecError("spec.not-found", f"no spec file at {path}", "check the path") from None
     except IsADirectoryError:
         raise SpecError("spec.not-a-file", f"{path} is a folder, not a spec file", "name the TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise SpecError("spec.not-toml", f"{path}: it nests too deep", "write it as TOML (https://toml.io)") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such, and so is a number too long
         raise SpecError("spec.not-toml", f"{path}: {error}", "write it as TOML (https://toml.io)") from None
 
 
@@ -40,6 +47,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
             dataclass itself refuses; the message names the dotted key.
     """
     assert dataclasses.is_dataclass(cls)
+    if not isinstance(mapping, Mapping):
+        raise _wrong_type(where.rstrip(".") or "the whole", "a table", mapping)
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in mapping:
@@ -109,6 +118,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _convert(_chosen(inner, value, where), value, where)
+    if type(value) is int and value.bit_length() > MAX_INTEGER_BITS:
+        raise SpecError("spec.bad-value", f"{where} is a number of {value.bit_length()} bits", "give a smaller number")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool):
@@ -141,4 +152,5 @@ def _chosen(options: list[Any], value: Any, where: str) -> Any:
 
 
 def _wrong_type(where: str, wanted: str, value: Any) -> SpecError:
-    return SpecError("spec.wrong-type", f"{where} = {value!r} is not {wanted}", f"give {where} as {wanted}")
+    shown = type(value).__name__ if type(value) is int and value.bit_length() > MAX_INTEGER_BITS else repr(value)
+    return SpecError("spec.wrong-type", f"{where} = {shown[:MAX_SHOWN]} is not {wanted}", f"give {where} as {wanted}")

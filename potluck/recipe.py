@@ -5,7 +5,6 @@ Step t is 0-based; a head at t has done t steps; ranges are half-open. A row hol
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Literal
 from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import SpecError
 from potluck.ids import NO_DIGEST, Digest, LineageId, canonical_json, digest_json
+from potluck.jsontext import read_json
 from potluck.lm.config import ModelConfig
 
 
@@ -217,7 +217,10 @@ class Recipe:
 
     @staticmethod
     def from_json(text: str) -> Recipe:
-        return from_mapping(Recipe, json.loads(text))
+        """Raises:
+        SpecError: it is no JSON, or no recipe.
+        """
+        return from_mapping(Recipe, json_table(text, "recipe"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,11 +322,50 @@ class Segment:
 
     @staticmethod
     def from_json(text: str) -> Segment:
-        raw = json.loads(text)
-        data = raw.pop("data")
-        kind = _SEGMENT_KINDS[data["kind"]]
-        head = {k: raw[k] for k in ("index", "start_step", "end_step", "mixture_version")}
-        return Segment(data=from_mapping(kind, data), **head)
+        """Raises:
+        SpecError: it is no JSON, or no segment.
+        """
+        return segment_from(json_table(text, "segment"))
+
+
+def segment_from(raw: object) -> Segment:
+    """The segment of a plain mapping.
+
+    Raises:
+        SpecError: it is none.
+    """
+    data = raw.get("data") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not isinstance(data, Mapping):
+        raise SpecError("spec.wrong-type", f"segment {str(raw)[:80]!r}", "give it as a table with data")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in _SEGMENT_KINDS:
+        raise SpecError("spec.bad-value", f"segment.data.kind = {kind!r}", f"allowed: {', '.join(_SEGMENT_KINDS)}")
+    head = from_mapping(_SegmentHead, {name: item for name, item in raw.items() if name != "data"}, "segment.")
+    numbers = {name: getattr(head, name) for name in ("index", "start_step", "end_step", "mixture_version")}
+    return Segment(data=from_mapping(_SEGMENT_KINDS[kind], data, "segment.data."), **numbers)
+
+
+def json_table(text: str, what: str) -> Mapping[str, object]:
+    """Raises:
+    SpecError: ``spec.not-json``, it is no JSON object.
+    """
+    try:
+        raw = read_json(text)
+    except ValueError as error:
+        raise SpecError("spec.not-json", f"the {what} is no JSON: {error}", "use equal versions of potluck") from None
+    if not isinstance(raw, dict):
+        raise SpecError("spec.not-json", f"the {what} is no JSON object", "use equal versions of potluck")
+    return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SegmentHead:
+    """A segment without its data, for the checked reader of dataclasses."""
+
+    index: int
+    start_step: int
+    end_step: int
+    mixture_version: int
 
 
 def commit_interval(

@@ -18,6 +18,7 @@ from typing import Any
 from potluck import telemetry
 from potluck.client_values import Generated
 from potluck.errors import NotReachable, PotluckError, ResourceError, UsageError, UserError
+from potluck.jsontext import read_json
 from router.desk import Desk, Prompt, checked_sampling
 
 MAX_HEADER_BYTES = 16_384
@@ -138,9 +139,9 @@ class HttpBridge:
         body = request.body
         sampling = checked_sampling(
             max_tokens=_field(body, "max_tokens", int, 0),
-            temperature=float(_field(body, "temperature", (int, float), 0.0)),
+            temperature=_number(body, "temperature"),
             top_k=_field(body, "top_k", int, 0),
-            top_p=float(_field(body, "top_p", (int, float), 0.0)),
+            top_p=_number(body, "top_p"),
             seed=_field(body, "seed", int, 0),
         )
         run, slot = _field(body, "run", str, ""), _field(body, "slot", str, "")
@@ -207,7 +208,7 @@ async def _read_request(reader: asyncio.StreamReader) -> HttpRequest:
         raise _wrong(400, f"Content-Length {length[:20]!r}", f"send a body of known length, at most {MAX_BODY_BYTES}")
     raw = await reader.readexactly(int(length))
     try:
-        body = json.loads(raw) if method == "POST" else {}
+        body = read_json(raw) if method == "POST" else {}
     except ValueError as error:
         raise _wrong(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -236,6 +237,11 @@ def _field(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], de
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UsageError("usage.bad-value", f"{name} = {str(value)[:80]!r} has the wrong type", "see router/README.md")
     return value
+
+
+def _number(body: Mapping[str, Any], name: str) -> float:
+    """Whole numbers have at most 20 digits by here, so that each is a float."""
+    return float(_field(body, name, (int, float), 0.0))
 
 
 def _wrong(status: int, message: str, fix: str = "") -> _Wrong:

@@ -134,6 +134,10 @@ class Loader:
             )
             self._failure = f"{error.message} ({error.fix})" if error.fix else error.message
             return False
+        except Exception as error:  # The daemon's loop: no blob that somebody made may end the router.
+            log.failure("view-not-loaded", error, run=offer.run, version=offer.version)
+            self._failure = f"{type(error).__name__}; see the router's log"
+            return False
         self._failure = ""
         if self._offers.get(offer.run) is offer:
             del self._offers[offer.run]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
@@ -10,6 +9,7 @@ from typing import Any, Literal, assert_never
 from potluck.config import added, from_mapping, to_mapping
 from potluck.errors import DataError, SpecError
 from potluck.ids import Digest, RunId, canonical_json, is_digest
+from potluck.jsontext import read_json
 from potluck.lm.config import ModelConfig
 
 EXPERT_SLOT = "expert-"
@@ -77,7 +77,7 @@ class View:
             DataError: ``data.bad-view``: not JSON, or a field is missing, unknown or impossible.
         """
         try:
-            raw: dict[str, Any] = json.loads(text)
+            raw: dict[str, Any] = read_json(text)
             slots = {str(slot): Digest(weights) for slot, weights in raw.pop("slots").items()}
             return from_mapping(_Body, raw).with_slots(slots)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from potluck.errors import DataError
 from sampling.splits import draw
 
 if TYPE_CHECKING:
@@ -44,10 +45,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer blob. A literal `<eod>` in text is encoded as text, not as the end."""
+    """Reads a tokenizer blob. A literal `<eod>` in text is encoded as text, not as the end.
+
+    Raises:
+        DataError: ``data.bad-tokenizer``.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError("data.bad-tokenizer", f"{path.name} is no tokenizer: {error}", "fit it again") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -7,21 +7,24 @@ out, and a domain is the rank of its leaf's code among the leaves that there are
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from potluck.errors import DataError, SpecError
 from potluck.ids import Json, canonical_json
+from potluck.jsontext import read_json
 from sampling.cluster_kmeans import Search, balanced_kmeans, check_vectors, kmeans
 from sampling.cluster_vectors import Vectors
 from sampling.embed_lsi import normalised
 
 VERSION = 1
 MAX_DEPTH = 4
+MAX_LEAVES = 1 << 24
+"""64 branches at depth 4, as in the paper."""
 BLOCK = 1 << 16
 """Vectors that are assigned at once: memory does not grow with their number."""
 
@@ -84,15 +87,17 @@ class Tree:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("header", "{}"))
+                header = read_json((file.metadata() or {}).get("header", "{}"))
                 if header.get("kind") != "tree" or header.get("version") != VERSION:
                     what = f"{path.name} is of kind {header.get('kind')!r}, version {header.get('version')}"
                     raise DataError("data.bad-tree", what, "give the blob `tree` of `fit_clusters`")
+                _check_header(header)
                 levels = tuple(
                     Level(codes=file.get_tensor(f"codes-{i}"), centroids=file.get_tensor(f"centroids-{i}"))
                     for i in range(header["depth"])
                 )
-        except SafetensorError as error:
+                _check_levels(levels, header["branch"])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError("data.bad-tree", f"{path.name}: {error}", "give the blob of `fit_clusters`") from error
         return Tree(branch=header["branch"], spherical=header["spherical"], levels=levels)
 
@@ -166,6 +171,35 @@ def assign_blocks(
         part = np.ascontiguousarray(vectors[begin : begin + block], dtype=np.float32)
         check_vectors(part, begin)
         yield begin, *_descend(tree, part, search)
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raises:
+    ValueError: it is no tree's.
+    """
+    branch, depth, spherical = (header.get(name) for name in ("branch", "depth", "spherical"))
+    if type(depth) is not int or not 1 <= depth <= MAX_DEPTH or type(spherical) is not bool:
+        raise ValueError(f"depth {str(depth)[:80]}, spherical {str(spherical)[:80]}")
+    if type(branch) is not int or not 1 <= branch <= MAX_LEAVES or branch**depth > MAX_LEAVES:
+        raise ValueError(f"branch {str(branch)[:80]} with depth {depth}")
+
+
+def _check_levels(levels: Sequence[Level], branch: int) -> None:
+    """Raises:
+    ValueError: a level does not refine the one before.
+    """
+    above = np.zeros(1, dtype=np.int64)
+    for level in levels:
+        codes, centroids = level.codes, level.centroids
+        if codes.dtype != np.int64 or codes.ndim != 1 or centroids.dtype != np.float32 or centroids.ndim != 2:
+            raise ValueError("a level has other arrays")
+        if not len(codes) or len(codes) != len(centroids) or centroids.shape[1] != levels[0].centroids.shape[1]:
+            raise ValueError(f"{len(codes)} codes for centroids of shape {centroids.shape}")
+        if not centroids.shape[1] or not np.isfinite(centroids).all():
+            raise ValueError("a centroid is no vector of finite numbers")
+        if (np.diff(codes) <= 0).any() or not np.array_equal(np.unique(codes // branch), above):
+            raise ValueError("codes are not ascending, or no children of the nodes above")
+        above = codes
 
 
 def _descend(tree: Tree, vectors: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ log((1 + n) / (1 + df)) + 1. scikit-learn and scipy come in late.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,13 @@ import numpy as np
 
 from potluck.errors import DataError, SpecError
 from potluck.ids import Json, canonical_json
+from potluck.jsontext import read_json
 from sampling.cluster_extras import extra
 
 VERSION = 1
+MAX_HEADER_BYTES = 1 << 16
+"""Of an encoder's file; its header has some hundreds."""
+MAX_NGRAM = 16
 POWER_ITERATIONS = 4
 """Of the randomised SVD (Halko et al., 2011); fixed, since the automatic choice follows the sample's size."""
 
@@ -66,13 +69,24 @@ class LsiEncoder:
 
     @staticmethod
     def load(path: Path) -> LsiEncoder:
+        """Raises:
+        DataError: ``data.bad-encoder``: another version, or a file whose arrays do not fit together.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         header = _header(path)
         if header.get("version") != VERSION:
             what = f"{path.name} has version {header.get('version')}, not {VERSION}"
             raise DataError("data.bad-encoder", what, "use equal versions of potluck on all machines")
-        return LsiEncoder(features=header["features"], char_ngrams=tuple(header["char_ngrams"]), **load_file(path))
+        try:
+            encoder = LsiEncoder(
+                features=header["features"], char_ngrams=tuple(header["char_ngrams"]), **load_file(path)
+            )
+            _check_arrays(encoder)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError("data.bad-encoder", f"{path.name}: {error}", "give the blob `encoder` of `fit`") from error
+        return encoder
 
 
 def is_lsi(path: Path) -> bool:
@@ -151,15 +165,37 @@ def _right_vectors(matrix: Any, dim: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(right.T, dtype=np.float32)
 
 
+def _check_arrays(encoder: LsiEncoder) -> None:
+    """Raises:
+    ValueError: the arrays are not those of one fitted encoder.
+    """
+    width = encoder.features * (2 if encoder.char_ngrams else 1)
+    terms = len(encoder.columns)
+    if type(encoder.features) is not int or not 2**10 <= encoder.features <= 2**22:
+        raise ValueError(f"features = {str(encoder.features)[:80]}")
+    if not all(type(n) is int and 1 <= n <= MAX_NGRAM for n in encoder.char_ngrams) or len(encoder.char_ngrams) > 2:
+        raise ValueError("char_ngrams are no range of lengths")
+    if encoder.columns.dtype != np.int32 or encoder.idf.dtype != np.float32 or encoder.components.dtype != np.float32:
+        raise ValueError("an array is of another type")
+    if encoder.columns.ndim != 1 or encoder.idf.shape != (terms,) or encoder.components.ndim != 2:
+        raise ValueError("an array has another shape")
+    if not terms or encoder.components.shape[0] != terms or not encoder.components.shape[1]:
+        raise ValueError(f"components of shape {encoder.components.shape} for {terms} terms")
+    if int(encoder.columns.min()) < 0 or int(encoder.columns.max()) >= width:
+        raise ValueError("a term is outside the hashed features")
+    if not np.isfinite(encoder.idf).all() or not np.isfinite(encoder.components).all():
+        raise ValueError("a number is not finite")
+
+
 def _header(path: Path) -> dict[str, Any]:
     """JSON header of a safetensors file; empty where the file is something else."""
     size_bytes = 8
     with path.open("rb") as file:
         length = int.from_bytes(file.read(size_bytes), "little")
-        if length > path.stat().st_size - size_bytes:
+        if length > min(MAX_HEADER_BYTES, path.stat().st_size - size_bytes):
             return {}
         try:
-            header: Any = json.loads(json.loads(file.read(length))["__metadata__"]["header"])
+            header: Any = read_json(read_json(file.read(length))["__metadata__"]["header"])
         except (ValueError, KeyError, TypeError):
             return {}
     return header if isinstance(header, dict) else {}

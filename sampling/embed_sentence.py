@@ -5,7 +5,6 @@ A folder is data, never code: weights are safetensors, modules are the library's
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,16 @@ from typing import Any
 import numpy as np
 
 from potluck.errors import DataError, ResourceError, UsageError
-from potluck.ids import Digest, Json, canonical_json
+from potluck.ids import Digest, Json, canonical_json, is_digest
+from potluck.jsontext import read_json
 from sampling.embed_lsi import normalised
 from sampling.taskio import BlobReader
 
 VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILES = 256
+"""Of a packed folder; such folders have about ten."""
+MAX_PATH = 200
 MODULES = "modules.json"
 PACKED_SUFFIXES = (".json", ".txt", ".safetensors", ".model", ".jinja")
 """What travels: weights, tokenizers, settings. Pickled weights and other formats of the same model stay."""
@@ -126,6 +130,21 @@ def pack_encoder_folder(folder: Path, out: Path, put: Callable[[Path], Digest]) 
     return path
 
 
+def read_encoder_manifest(path: Path) -> Mapping[str, Any]:
+    """Raises:
+    DataError: ``data.bad-encoder``, it is no JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        manifest = read_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError("data.bad-encoder", f"encoder manifest {path.name}: {error}", "pack the folder again") from None
+    if not isinstance(manifest, dict):
+        raise DataError("data.bad-encoder", f"encoder manifest {path.name} is no object", "pack the folder again")
+    return manifest
+
+
 def unpack_encoder_folder(manifest: Mapping[str, Any], blobs: BlobReader, folder: Path) -> Path:
     """Rebuilds a packed folder from blobs, by hard links where the file system has them.
 
@@ -135,18 +154,32 @@ def unpack_encoder_folder(manifest: Mapping[str, Any], blobs: BlobReader, folder
     if manifest.get("kind") != "sentence" or manifest.get("version") != VERSION:
         what = f"encoder manifest of kind {manifest.get('kind')!r}, version {manifest.get('version')}"
         raise DataError("data.bad-encoder", what, "use equal versions of potluck on all machines")
-    for entry in manifest["files"]:
-        name = PurePosixPath(entry["path"])
-        if name.is_absolute() or ".." in name.parts or name.suffix not in PACKED_SUFFIXES:
-            raise DataError("data.bad-encoder", f"encoder manifest names {entry['path']!r}", "pack the folder again")
+    for name, digest in _packed_files(manifest.get("files")).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = blobs.path(Digest(entry["digest"]))
+        source = blobs.path(digest)
         try:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
     return folder
+
+
+def _packed_files(files: object) -> dict[PurePosixPath, Digest]:
+    """What a manifest lists, each path inside the folder and named once."""
+    found: dict[PurePosixPath, Digest] = {}
+    for entry in files if isinstance(files, list) else (None,):
+        path, digest = (entry.get("path"), entry.get("digest")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(path, str) or not isinstance(digest, str) or not is_digest(digest):
+            raise DataError("data.bad-encoder", "encoder manifest without a list of files", "pack the folder again")
+        name = PurePosixPath(path)
+        inside = not name.is_absolute() and ".." not in name.parts and "\0" not in path and len(path) <= MAX_PATH
+        # One that is a file cannot be a folder too.
+        clash = name in found or any(other in name.parents or name in other.parents for other in found)
+        if not inside or clash or name.suffix not in PACKED_SUFFIXES or len(found) >= MAX_FILES:
+            raise DataError("data.bad-encoder", f"encoder manifest names {path[:80]!r}", "pack the folder again")
+        found[name] = Digest(digest)
+    return found
 
 
 def check_encoder_folder(folder: Path) -> None:
@@ -164,7 +197,7 @@ def _missing(folder: Path) -> list[str]:
     if not (folder / MODULES).is_file():
         return [MODULES]
     try:
-        modules = [(str(m["type"]), str(m["path"])) for m in json.loads((folder / MODULES).read_text("utf-8"))]
+        modules = [(str(m["type"]), str(m["path"])) for m in read_json((folder / MODULES).read_bytes())]
     except (ValueError, KeyError, TypeError):
         return [f"a list of modules in {MODULES}"]
     missing: list[str] = []

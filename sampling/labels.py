@@ -6,20 +6,21 @@ the labels), `sizes` (train rows of each), `rows`, `excluded`, `sequence_length`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from potluck.errors import DataError
-from potluck.ids import Digest, Json, digest_file
+from potluck.ids import Digest, Json, digest_file, is_digest
+from potluck.jsontext import read_json
 from sampling.mixture import natural
 from sampling.taskio import BlobReader, TaskCall, TaskOutput, load_array
 
 EXCLUDED = 0xFFFFFFFF
 """Label of a row that is never drawn."""
+MAX_ROWS = 1 << 48
+"""Of one domain: sums over as many domains as there can be stay within 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +52,54 @@ class Labels:
         return labels
 
 
-def parse_labels(manifest: Mapping[str, Any]) -> Labels:
-    if manifest.get("kind") != "labels" or len(manifest["domains"]) != len(manifest["sizes"]):
-        raise DataError("data.bad-labels", f"not a labels manifest: {manifest.get('kind')!r}", "name another blob")
+def parse_labels(manifest: object) -> Labels:
+    """Raises:
+    DataError: ``data.bad-labels``, it is no labels manifest.
+    """
+    if not isinstance(manifest, dict) or manifest.get("kind") != "labels":
+        raise _bad("not a labels manifest")
+    domains, sizes = manifest.get("domains"), manifest.get("sizes")
+    if not isinstance(domains, list) or not domains or not all(isinstance(name, str) for name in domains):
+        raise _bad("domains are no list of names")
+    if len(set(domains)) != len(domains):
+        raise _bad("two domains have one name")
+    if not isinstance(sizes, list) or len(sizes) != len(domains) or not all(_is_count(size) for size in sizes):
+        raise _bad("sizes are not one count for each domain")
+    counts = {name: manifest.get(name) for name in ("excluded", "sequence_length")}
+    digests = {name: manifest.get(name) for name in ("partition", "tokens", "labels")}
+    for name, found in counts.items():
+        if not _is_count(found):
+            raise _bad(f"{name} = {str(found)[:80]!r} is no count")
+    for name, found in digests.items():
+        if not isinstance(found, str) or not is_digest(found):
+            raise _bad(f"{name} = {str(found)[:80]!r} is no digest")
     return Labels(
         partition=Digest(manifest["partition"]),
         tokens=Digest(manifest["tokens"]),
-        domains=tuple(manifest["domains"]),
-        sizes=dict(zip(manifest["domains"], manifest["sizes"], strict=True)),
-        excluded=int(manifest["excluded"]),
-        sequence_length=int(manifest["sequence_length"]),
+        domains=tuple(domains),
+        sizes=dict(zip(domains, sizes, strict=True)),
+        excluded=manifest["excluded"],
+        sequence_length=manifest["sequence_length"],
         label=Digest(manifest["labels"]),
     )
 
 
 def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
-    return parse_labels(json.loads(blobs.path(digest).read_text(encoding="utf-8")))
+    """Raises:
+    DataError: ``data.bad-labels``.
+    """
+    try:
+        return parse_labels(read_json(blobs.path(digest).read_bytes()))
+    except ValueError as error:
+        raise _bad(f"{digest[:12]} is not JSON: {error}") from None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ROWS
+
+
+def _bad(what: str) -> DataError:
+    return DataError("data.bad-labels", what, "compute the labels again")
 
 
 def join_labels(call: TaskCall) -> TaskOutput:

@@ -5,16 +5,18 @@ The blob is canonical JSON, {version, partition, weights}, so equal mixtures are
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from potluck.errors import SpecError
 from potluck.ids import Digest, canonical_json, is_digest
+from potluck.jsontext import read_json
 
 VERSION = 1
 SUM_TOLERANCE = 1e-9
+MAX_WEIGHT = 1e300
+"""A sum of as many weights as there can be domains is still finite."""
 MAX_NAMED = 5
 """Domains named in a message."""
 
@@ -34,12 +36,12 @@ class Mixture:
         return canonical_json({"version": VERSION, "partition": self.partition, "weights": dict(self.weights)})
 
     @staticmethod
-    def from_json(text: str) -> Mixture:
+    def from_json(text: str | bytes) -> Mixture:
         """Raises:
         SpecError: ``spec.bad-mixture``.
         """
         try:
-            raw = json.loads(text)
+            raw = read_json(text)
         except ValueError as error:
             raise _bad(f"not JSON: {error}", "write it with Mixture.to_json") from None
         if not isinstance(raw, dict) or set(raw) != {"version", "partition", "weights"} or raw["version"] != VERSION:
@@ -145,7 +147,7 @@ def _check_weights(weights: Mapping[str, float]) -> None:
         raise _bad("no weights", "give each domain a weight")
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 <= weight < math.inf:
+        if not number or not 0 <= weight <= MAX_WEIGHT:
             raise _bad(f"weight of {name!r} is {weight!r}", "allowed: finite numbers, 0 or more")
 
 

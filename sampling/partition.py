@@ -6,7 +6,6 @@ encoder and the tree that place a window.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from potluck.errors import DataError, Refused, SpecError, UsageError
-from potluck.ids import Digest, Json, canonical_json, short
+from potluck.ids import Digest, Json, canonical_json, is_digest, short
+from potluck.jsontext import read_json
 from sampling.bpe import EOD_ID, encode, load_tokenizer
 from sampling.cluster_tree import Tree, assign_blocks
 from sampling.embed import DEFAULT_BATCH, Encoder, decode, load_encoder
-from sampling.embed_sentence import SentenceEncoder, unpack_encoder_folder
+from sampling.embed_sentence import SentenceEncoder, read_encoder_manifest, unpack_encoder_folder
 from sampling.rows import META_SOURCE, TokenRows
 from sampling.taskio import BlobReader, TaskCall, TaskOutput
 
 VERSION = 1
+MAX_BYTES = 64 << 20
+"""Of the JSON; names and leaves of 65,536 domains are a tenth of it."""
 BLOCK = 1 << 16
 """Rows whose source is read at a time."""
 
@@ -166,9 +168,11 @@ def read_partition(path: Path) -> Partition:
     DataError: ``data.bad-partition``.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        raw = read_json(path.read_bytes())
         if raw["version"] != VERSION:
-            raise ValueError(f"version {raw['version']}, not {VERSION}")
+            raise ValueError(f"version {str(raw['version'])[:80]!r}, not {VERSION}")
         return _parsed(raw)
     except (ValueError, KeyError, TypeError) as error:
         what = f"{path.name} is no partition: {error}"
@@ -193,8 +197,9 @@ def load_placer(path: Path, blobs: BlobReader, scratch: Path) -> Placer:
         raise UsageError("usage.cannot-place", what, "name the document's source, or cluster the corpus")
     encoder_path = blobs.path(partition.centroids.encoder)
     if partition.centroids.encoder_files:
-        manifest = json.loads(encoder_path.read_text(encoding="utf-8"))
-        encoder: Encoder = SentenceEncoder(unpack_encoder_folder(manifest, blobs, scratch / "encoder"))
+        encoder: Encoder = SentenceEncoder(
+            unpack_encoder_folder(read_encoder_manifest(encoder_path), blobs, scratch / "encoder")
+        )
     else:
         encoder = load_encoder(encoder_path)
     tree = Tree.load(blobs.path(partition.centroids.tree))
@@ -231,19 +236,38 @@ def assign_sources(call: TaskCall) -> TaskOutput:
 def _parsed(raw: Mapping[str, Any]) -> Partition:
     centroids = None
     if raw["kind"] == "clusters":
-        files = sorted(name for name in raw["blobs"] if name.startswith("encoder-"))
+        blobs = raw["blobs"]
+        files = sorted(name for name in blobs if str(name).startswith("encoder-"))
         centroids = Centroids(
-            encoder=Digest(raw["encoder"]["digest"]),
-            encoder_files=tuple(Digest(raw["blobs"][name]) for name in files),
-            tree=Digest(raw["tree"]),
-            leaves=tuple(raw["leaves"]),
+            encoder=_digest(raw["encoder"]["digest"]),
+            encoder_files=tuple(_digest(blobs[name]) for name in files),
+            tree=_digest(raw["tree"]),
+            leaves=_counts(raw["leaves"]),
         )
     elif raw["kind"] != "source":
-        raise ValueError(f"kind {raw['kind']!r}")
+        raise ValueError(f"kind {str(raw['kind'])[:80]!r}")
+    if not all(isinstance(name, str) for name in raw["domains"]):
+        raise ValueError("a domain's name is no text")
+    (sequence_length,) = _counts([raw["sequence_length"]])
+    if not sequence_length:
+        raise ValueError("sequence_length is 0")
     return Partition(
-        tokenizer=Digest(raw["tokenizer"]),
-        sequence_length=int(raw["sequence_length"]),
+        tokenizer=_digest(raw["tokenizer"]),
+        sequence_length=sequence_length,
         domains=tuple(raw["domains"]),
-        sizes=tuple(raw["sizes"]),
+        sizes=_counts(raw["sizes"]),
         centroids=centroids,
     )
+
+
+def _digest(found: object) -> Digest:
+    if not isinstance(found, str) or not is_digest(found):
+        raise ValueError(f"{str(found)[:80]!r} is no digest")
+    return Digest(found)
+
+
+def _counts(found: Sequence[object]) -> tuple[int, ...]:
+    counts = tuple(each for each in found if type(each) is int and each >= 0)
+    if len(counts) != len(found):
+        raise ValueError("a count is no whole number of 0 or more")
+    return counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,10 @@ import numpy as np
 
 from potluck.errors import DataError
 from potluck.ids import Digest, Json, canonical_json, digest_file
+from potluck.jsontext import read_json
 
+PLAIN_KINDS = "biuf"
+"""Of an array's numbers: truth values, whole numbers and floats."""
 Progress = Callable[[float], None]
 """Called with the fraction done, 0 to 1; never goes back."""
 
@@ -60,8 +62,17 @@ class TaskCall:
         return self.blobs.path(self.inputs[name])
 
     def json(self, name: str) -> dict[str, Any]:
-        value = json.loads(self.path(name).read_text(encoding="utf-8"))
-        assert isinstance(value, dict)
+        """The JSON object of an input.
+
+        Raises:
+            DataError: ``data.bad-manifest``.
+        """
+        try:
+            value = read_json(self.path(name).read_bytes())
+        except ValueError as error:
+            raise DataError("data.bad-manifest", f"input {name} is not JSON: {error}", "make it again") from None
+        if not isinstance(value, dict):
+            raise DataError("data.bad-manifest", f"input {name} is no JSON object", "make it again")
         return value
 
     def numbered(self, prefix: str) -> list[str]:
@@ -81,6 +92,15 @@ class TaskCall:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Memory-maps an array blob, read-only."""
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    """Memory-maps an array blob, read-only.
+
+    Raises:
+        DataError: ``data.bad-array``: it is no `.npy` file of plain numbers, or is cut off.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OverflowError, TypeError, SyntaxError, MemoryError) as error:
+        raise DataError("data.bad-array", f"{path.name} is no array: {error}", "make it again") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in PLAIN_KINDS:
+        raise DataError("data.bad-array", f"{path.name} is no array of plain numbers", "make it again")
     return array

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from potluck.config import from_mapping, to_mapping
+from potluck.errors import SpecError
 from potluck.ids import Digest, Json, LineageId, canonical_json, digest_json
+from potluck.jsontext import read_json
 from potluck.recipe import Profile
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -59,10 +60,17 @@ class CheckpointManifest:
         """Reads what `to_json` wrote.
 
         Raises:
-            SpecError: a key is unknown, missing or of a wrong type.
+            SpecError: it is no JSON object, or a key is unknown, missing or of a wrong type.
         """
-        raw = json.loads(text)
+        try:
+            raw = read_json(text)
+        except ValueError as error:
+            raise _bad_manifest(f"it is not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise _bad_manifest("it is no object")
         rng = raw.pop("rng", {})
+        if not isinstance(rng, dict) or not all(type(seed) is int for seed in rng.values()):
+            raise _bad_manifest("rng is no table of seeds")
         head = from_mapping(_Head, raw)
         return CheckpointManifest(rng=rng, **{name: getattr(head, name) for name in raw})
 
@@ -92,3 +100,7 @@ class _Head:
     data_position: int
     weights: Digest
     optimizer: Digest
+
+
+def _bad_manifest(why: str) -> SpecError:
+    return SpecError("spec.bad-manifest", f"a checkpoint's manifest cannot be read: {why}", "use equal versions")

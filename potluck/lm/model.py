@@ -27,6 +27,7 @@ from potluck.lm.kernels import (
     unit_norm,
 )
 from potluck.lm.recompute import recomputed
+from potluck.lm.tensors import FLOATS, load_tensors, tensor_shapes
 
 ROTARY_BASE = 10_000.0
 EMBEDDING_SCALE, READING_SCALE, WRITING_SCALE = 0.6, 0.5, 0.1
@@ -174,7 +175,7 @@ def load_decoder(config: ModelConfig, weights: Path, *, dtype: str = "float32") 
     """A decoder for inference from a checkpoint's weights, in `dtype`: float32 or bfloat16.
 
     Raises:
-        DataError: ``data.wrong-weights``, the file is not a checkpoint of this config.
+        DataError: ``data.wrong-weights`` or ``data.bad-tensors``, the file is not a checkpoint of this config.
     """
     model = Decoder(config)
     load_weights(model, weights)
@@ -190,17 +191,17 @@ def load_weights(model: Decoder, weights: Path) -> None:
     otherwise than those of aligned memory.
 
     Raises:
-        DataError: ``data.wrong-weights``, names or shapes differ.
+        DataError: ``data.bad-tensors``, it is no safetensors file; ``data.wrong-weights``, names or shapes differ,
+            or what it holds are no floats. Neither reads more than the header.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(weights)
+    header = tensor_shapes(weights)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
+    found = {name: shape for name, (dtype, shape) in header.items() if dtype in FLOATS}
+    if wanted != found or len(header) != len(found):
         odd = sorted(set(wanted.items()) ^ set(found.items()))[:4]
         fix = "use the config of the recipe that made this checkpoint"
         raise DataError("data.wrong-weights", f"{weights} does not hold {model.config}: {odd} differ", fix)
+    tensors = load_tensors(weights)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])

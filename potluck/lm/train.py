@@ -23,6 +23,7 @@ from potluck.lm.loss import mean_nll
 from potluck.lm.model import Decoder, init_decoder, load_weights
 from potluck.lm.optim.build import build_optimizer
 from potluck.lm.schedule import learning_rate
+from potluck.lm.tensors import load_tensors
 from potluck.recipe import Profile, Recipe, require_shares
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -194,12 +195,10 @@ class Trainer:
         Raises:
             DataError: the files do not belong to the recipe.
         """
-        from safetensors.torch import load_file
-
         trainer = Trainer(recipe, profile, peers)
         load_weights(trainer.model, weights)
         if optimizer is not None:
-            trainer._optimizer.load_state_tensors(load_file(optimizer), step=recipe.optimizer_step(step))
+            trainer._optimizer.load_state_tensors(load_tensors(optimizer), step=recipe.optimizer_step(step))
         trainer.step = step
         return trainer
 

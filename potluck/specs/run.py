@@ -6,7 +6,6 @@ outside. Starting the same canonical spec again resumes the run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from potluck.config import from_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest
+from potluck.jsontext import read_json
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.sections import require
@@ -39,7 +39,7 @@ def method_of(body: Mapping[str, Any]) -> SpecClass:
         SpecError: ``spec.bad-value``, there is no such method.
     """
     method = body.get("method", DEFAULT_METHOD)
-    require(method in METHODS, "method", method, ", ".join(METHODS))
+    require(isinstance(method, str) and method in METHODS, "method", method, ", ".join(METHODS))
     return METHODS[method]
 
 
@@ -48,7 +48,16 @@ def spec_from_mapping(body: Mapping[str, Any]) -> RunSpec:
 
 
 def spec_from_json(text: str) -> RunSpec:
-    return spec_from_mapping(json.loads(text))
+    """Raises:
+    SpecError: ``spec.not-json``, or naming the key and what is allowed.
+    """
+    try:
+        body = read_json(text)
+    except ValueError as error:
+        raise SpecError("spec.not-json", f"the spec is no JSON: {error}", "send the canonical spec") from None
+    if not isinstance(body, dict):
+        raise SpecError("spec.not-json", "the spec is no JSON object", "send the canonical spec")
+    return spec_from_mapping(body)
 
 
 @dataclass(frozen=True, kw_only=True)

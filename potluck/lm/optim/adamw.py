@@ -50,10 +50,11 @@ class AdamW:
         """Takes over moments after `step` updates.
 
         Raises:
-            DataError: ``data.wrong-optimizer``, names or shapes are not those of this model.
+            DataError: ``data.wrong-optimizer``, names, shapes or types are not those of this model.
         """
         own = self.state_tensors()
-        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        wanted = {name: (t.shape, t.dtype) for name, t in own.items()}
+        if wanted != {name: (t.shape, t.dtype) for name, t in tensors.items()}:
             raise DataError(
                 "data.wrong-optimizer",
                 "the optimizer file does not belong to this model",

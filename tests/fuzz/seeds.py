@@ -1,0 +1,168 @@
+"""One sound input for each target of text and of arrays: what hostile ones are bent from."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from potluck.ids import digest_bytes
+from potluck.v1 import node_pb2
+from tests.fuzz.targets import TINY
+
+D = [digest_bytes(bytes([number])) for number in range(6)]
+MODEL = {"vocab": 16, "hidden": 4, "layers": 1, "heads": 1, "ffn": 8, "context": 5}
+PROFILE = {"device": "cpu", "dtype": "float32", "threads": 1, "compile": False}
+JSON: Mapping[str, Any] = {
+    "run-spec": {
+        "method": "crisp",
+        "corpus": D[0],
+        "target": D[1],
+        "seed": 3,
+        "target_weights": [{"name": "a", "weight": 1.0}],
+        "text": {"vocab_size": 512, "sequence_length": 16, "prefix_length": 8},
+        "model": {"hidden": 16, "layers": 1, "heads": 2, "ffn": 32},
+        "training": {"batch_size": 8, "learning_rate": 0.01},
+        "partition": {"by": "clusters", "branch": 4, "depth": 2},
+        "profile": PROFILE,
+    },
+    "recipe": {
+        "role": "expert",
+        "index": 0,
+        "model": MODEL,
+        "optimizer": {"name": "adamw", "beta1": 0.9},
+        "schedule": {"kind": "cosine", "learning_rate": 0.01, "warmup_steps": 1, "total_steps": 9},
+        "batch_size": 2,
+        "columns": 5,
+        "init_seed": 7,
+        "data_rule": "{}",
+        "commit_every": 3,
+        "origin": {"weights": D[0], "optimizer": D[1], "step": 2},
+    },
+    "segments": [
+        {
+            "index": 0,
+            "start_step": 0,
+            "end_step": 3,
+            "mixture_version": 0,
+            "data": {
+                "kind": "assigned",
+                "tokens": D[0],
+                "key": 1,
+                "start": 0,
+                "count": 9,
+                "assignment": D[1],
+                "share": 1,
+            },
+        }
+    ],
+    "profile": PROFILE,
+    "checkpoint": {
+        "lineage": D[0],
+        "step": 3,
+        "parent": "",
+        "profile": PROFILE,
+        "segments": [D[1]],
+        "data_position": 4,
+        "rng": {"init": 7},
+        "weights": D[2],
+        "optimizer": D[3],
+    },
+    "figures": {"loss": 1.5, "rows": 3, "counts": [1, 2, {"a": None}]},
+    "view": {
+        "run": D[0],
+        "name": "first",
+        "method": "smalltalk",
+        "tokenizer": D[1],
+        "sequence_length": 16,
+        "prefix_length": 8,
+        "expert_model": MODEL,
+        "router_model": MODEL,
+        "routers": [D[2], D[3]],
+        "slots": {"expert-0": D[4], "expert-1": D[5]},
+    },
+    "mixture": {"version": 1, "partition": D[0], "weights": {"a": 0.25, "b": 0.75}},
+    "labels": {
+        "kind": "labels",
+        "version": 1,
+        "partition": D[0],
+        "tokens": D[1],
+        "sequence_length": 16,
+        "domains": ["a", "b"],
+        "sizes": [3, 4],
+        "rows": 8,
+        "excluded": 1,
+        "labels": D[2],
+        "blobs": {"labels": D[2]},
+    },
+    "partition": {
+        "version": 1,
+        "kind": "clusters",
+        "tokenizer": D[0],
+        "sequence_length": 16,
+        "domains": ["a", "b"],
+        "sizes": [3, 4],
+        "blobs": {"tokenizer": D[0], "encoder": D[1], "tree": D[2], "encoder-000": D[3]},
+        "encoder": {"kind": "sentence", "digest": D[1]},
+        "tree": D[2],
+        "leaves": [0, 2],
+    },
+    "corpus": {"kind": "corpus", "version": 1, "shards": [], "sources": {"a": {"splits": {"train": 3}}}},
+    "tokens": {
+        "kind": "tokens",
+        "splits": {"train": {"rows": 3, "parts": [{"rows": D[0], "meta": D[1], "count": 3, "pack_offset": 0}]}},
+        "blobs": {"tokenizer": D[2], "train-rows-00000": D[0]},
+    },
+    "encoder-manifest": {
+        "kind": "sentence",
+        "version": 1,
+        "files": [{"path": "modules.json", "digest": D[0]}, {"path": "1_Pooling/config.json", "digest": D[1]}],
+        "blobs": {"modules.json": D[0]},
+    },
+    "tokenizer": {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+}
+TEXTS: Mapping[str, bytes] = {
+    "join-string": f"potluck1:10.0.0.7:7471:{D[0]}:{'t' * 32}".encode(),
+    "spec-file": b'data = "text"\nname = "first"\nmethod = "smalltalk"\n[text]\nvocab_size = 512\n[experts]\nnum = 2\n'
+    b'batch_size = 4\nchunk_sequences = 64\n[search]\nmode = "none"\nexpert_batch = [1, 2]\n',
+}
+
+
+def safetensors(header: Mapping[str, Any] | bytes, body: bytes, *, length: int | None = None) -> bytes:
+    """A file with any header over any body; `length` is what it says of the header's size."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def weight_file(prefixes: tuple[str, ...] = ("",)) -> tuple[dict[str, Any], bytes]:
+    """Header and body of sound weights of `TINY`; with prefixes, of an optimizer's moments."""
+    h, f = TINY.hidden, TINY.ffn
+    shapes = {
+        "norm": (h,), "embedding.weight": (TINY.vocab, h), "blocks.0.attention_norm": (h,), "blocks.0.qkv": (3 * h, h),
+        "blocks.0.out": (h, h), "blocks.0.ffn_norm": (h,), "blocks.0.gate_up": (2 * f, h), "blocks.0.down": (h, f),
+    }  # fmt: skip
+    header: dict[str, Any] = {}
+    end = 0
+    for prefix in prefixes:
+        for name, shape in shapes.items():
+            count = shape[0] * (shape[1] if len(shape) == 2 else 1)
+            header[prefix + name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + 4 * count]}
+            end += 4 * count
+    return header, bytes(end)
+
+
+def seeds_of(target: str) -> list[bytes]:
+    """Sound inputs of a target, to begin from; none for what has no format to keep to."""
+    if target in JSON:
+        return [json.dumps(JSON[target]).encode()]
+    if target in TEXTS:
+        return [TEXTS[target]]
+    if target == "weights":
+        return [safetensors(*weight_file())]
+    if target == "optimizer":
+        return [safetensors(*weight_file(("exp_avg.", "exp_avg_sq.")))]
+    if target == "commit":
+        commit = node_pb2.CommitRequest(lineage=D[0], end_step=3, child=D[1], weights=D[2], optimizer=D[3])
+        return [commit.SerializeToString()]
+    return []

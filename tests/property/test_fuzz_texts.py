@@ -1,0 +1,60 @@
+"""Whatever text a stranger or a joined peer sends is a value or a refusal with a stable id."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potluck.errors import PotluckError
+from potluck.jsontext import MAX_DEPTH, read_json
+from tests.fuzz.bending import RAW, bent, shapeless, spoilt
+from tests.fuzz.seeds import JSON, seeds_of
+from tests.fuzz.seeds import TEXTS as SOUND_TEXTS
+from tests.fuzz.targets import TEXTS
+
+
+@pytest.mark.parametrize("name", sorted(JSON))
+@settings(max_examples=80)
+@given(data=st.data())
+def test_a_sound_json_with_parts_bent_is_a_value_or_refused_with_a_stable_id(name: str, data: st.DataObject) -> None:
+    TEXTS[name](data.draw(bent(JSON[name])))
+
+
+@pytest.mark.parametrize("name", sorted(SOUND_TEXTS))
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_sound_text_with_bytes_changed_is_a_value_or_refused_with_a_stable_id(name: str, data: st.DataObject) -> None:
+    TEXTS[name](data.draw(spoilt(SOUND_TEXTS[name])))
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+@settings(max_examples=30)
+@given(data=shapeless())
+def test_shapeless_text_is_a_value_or_refused_with_a_stable_id(name: str, data: bytes) -> None:
+    TEXTS[name](data)
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_every_target_takes_its_sound_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the bent ones would all be refused at the door."""
+
+    def no_error(self: PotluckError, error_id: str, message: str, fix: str = "") -> None:
+        pytest.fail(f"{error_id}: {message}")
+
+    monkeypatch.setattr(PotluckError, "__init__", no_error)
+    for sound in seeds_of(name):
+        TEXTS[name](sound)
+
+
+@pytest.mark.parametrize("text", [text for text in RAW if text != '{"a":1,"a":[]}'])
+def test_what_no_peer_of_ours_writes_is_a_value_error(text: str) -> None:
+    for wrapped in (text, f'{{"a": {text}}}'):
+        with pytest.raises(ValueError):
+            read_json(wrapped)
+
+
+def test_json_may_nest_so_deep_and_no_deeper() -> None:
+    assert read_json("[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH) is not None
+    with pytest.raises(ValueError):
+        read_json("[" * (MAX_DEPTH + 1) + "1" + "]" * (MAX_DEPTH + 1))
