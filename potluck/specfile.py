@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potluck.config import to_mapping
-from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.run import RunSpec
 
 CALL_PREFIX = "# call: "
-KEPT_OUT = ("corpus", "spec_version")
-"""The digest comes from the data; the version is this release's."""
+KEPT_OUT = ("corpus", "target", "spec_version")
+"""Digests come from the texts; the version is this release's."""
 
 
-def spec_text(spec: SmallTalkSpec, *, data: str, name: str, call: Mapping[str, Any], remarks: list[str]) -> str:
-    """The TOML of a spec; `call` is what `same_call` later compares."""
+def spec_text(
+    spec: RunSpec,
+    *,
+    data: str,
+    name: str,
+    call: Mapping[str, Any],
+    remarks: list[str],
+    target: Sequence[str] = (),
+    encoder: str = "",
+) -> str:
+    """The TOML of a spec; `call` is what `same_call` later compares.
+
+    Args:
+        data: path of the text, relative to where the file will lie; so are `target` and `encoder`, if there are any.
+    """
     head = [f"# {remark}" for remark in remarks]
     head.append(CALL_PREFIX + json.dumps(call, sort_keys=True))
     body = {key: value for key, value in to_mapping(spec).items() if key not in KEPT_OUT}
-    return "\n".join([*head, "", *_table({"data": data, "name": name, **body}, ())]) + "\n"
+    paths: dict[str, Any] = {"data": data}
+    if target:
+        paths["target"] = target[0] if len(target) == 1 else list(target)
+    if encoder:
+        body["partition"]["encoder"] = encoder
+    return "\n".join([*head, "", *_table({**paths, "name": name, **body}, ())]) + "\n"
 
 
 def same_call(path: Path, call: Mapping[str, Any]) -> bool:
@@ -49,4 +67,6 @@ def _scalar(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "[" + ", ".join(_scalar(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_scalar(item)}" for key, item in value.items()) + "}"
     return repr(value)

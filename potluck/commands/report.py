@@ -1,4 +1,4 @@
-"""`potluck report RUN`: report.json and report.html."""
+"""`potluck report RUN`: report.json and report.html; cards.json and cards.html of a run that clusters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from potluck.commands.home import admin_client, open_home
 from potluck.commands.options import add_common, add_run
 from potluck.commands.output import Output
-from potluck.commands.reports import render_html, report_of
+from potluck.commands.reports import file_stem, render_html, report_of
 from potluck.commands.runs import find_run
 
 
@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Writes report.json and report.html."""
+    """Writes the report as JSON and as a page."""
     folder.mkdir(parents=True, exist_ok=True)
-    json_path, html_path = folder / "report.json", folder / "report.html"
+    json_path, html_path = (folder / f"{file_stem(report)}.{suffix}" for suffix in ("json", "html"))
     json_path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     html_path.write_text(render_html(report), encoding="utf-8")
     return json_path, html_path

@@ -9,6 +9,7 @@ from potluck.commands.home import Home, identity_of
 from potluck.errors import Refused
 from potluck.ids import Digest, short
 from potluck.live import read_speeds
+from potluck.specs.cluster import ClusterSpec
 from potluck.specs.run import spec_from_json
 from potluck.specs.smalltalk import SmallTalkSpec
 
@@ -25,6 +26,7 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     """
     from potluck.commands.transfer import get_blob
     from potluck.report.build import RunFacts, build_report
+    from potluck.report.cards import cards_report
     from potluck.report.contest import contest_report
 
     if info.state != "finished":
@@ -33,10 +35,11 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     path = get_blob(identity_of(home), home.scratch("blobs"), Digest(info.report), "scores")
     science = json.loads(path.read_text(encoding="utf-8"))
     spec, curves = spec_from_json(info.spec_json), json.loads(info.results_json or "{}")
+    told = {"run": info.run, "name": info.name, "spec": json.loads(info.spec_json)}
+    if isinstance(spec, ClusterSpec):
+        return cards_report(science, **told)
     if not isinstance(spec, SmallTalkSpec):
-        lines = curves.get("lineages", {})
-        report = contest_report(science, run=info.run, name=info.name, spec=json.loads(info.spec_json), curves=lines)
-        return dict(report)
+        return dict(contest_report(science, curves=curves.get("lineages", {}), **told))
     ledger = client.get_ledger(info.run)
     facts = RunFacts(
         run=info.run,
@@ -58,15 +61,26 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
 
 def render_text(report: dict[str, Any]) -> str:
     """The tables of a report, at most 80 columns wide."""
+    from potluck.report.cards import render_cards
     from potluck.report.contest import render_contest
+    from potluck.report.specialist import render_specialist
     from potluck.report.table import render
 
-    return render(report) if "mixture" in report else render_contest(report)
+    by_method = {"cluster": render_cards, "crisp": render_specialist, "single": render_contest}
+    return by_method.get(report.get("method", ""), render)(report)
 
 
 def render_html(report: dict[str, Any]) -> str:
     """The page of a report."""
+    from potluck.report.cards import cards_page
     from potluck.report.contest import contest_page
     from potluck.report.html import render_page
+    from potluck.report.specialist import specialist_page
 
-    return render_page(report) if "mixture" in report else contest_page(report)
+    by_method = {"cluster": cards_page, "crisp": specialist_page, "single": contest_page}
+    return by_method.get(report.get("method", ""), render_page)(report)
+
+
+def file_stem(report: dict[str, Any]) -> str:
+    """What a report's files are called."""
+    return "cards" if report.get("method") == "cluster" else "report"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from potluck.commands.home import Home, identity_of
 from potluck.commands.output import Output
-from potluck.commands.text import ingest, pack_encoder
+from potluck.commands.text import gather, ingest, pack_encoder
 from potluck.config import load_toml
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count
-from potluck.ids import Digest, short
+from potluck.ids import Digest, digest_json, short
 from potluck.lm.optim.horizon import describe_horizon
 from potluck.sizing import cost_of, training_bytes
 from potluck.specs.crisp import CrispSpec
@@ -62,27 +62,38 @@ def submit(
 
 def send_texts(home: Home, spec_path: Path, file: RunFile, data: Path, output: Output) -> dict[str, Digest]:
     """Puts all that a spec file names into the coordinator's store; what `RunFile.canonical` needs of it."""
-    seed = file.canonical(UNKNOWN_DIGEST).seed
+    draft = file.canonical(UNKNOWN_DIGEST)
     digests: dict[str, Digest] = {}
     if file.target:
-        digests["target"] = _send_target(home, spec_path, file, seed=seed, output=output)
+        digests["target"] = _send_target(home, spec_path, file, draft, output)
     if file.encoder:
         digests["encoder"] = _send_encoder(home, spec_path, file, output)
-    told = ingest(data, home.scratch(f"ingest-{spec_path.stem}"), seed=seed, output=output)
+    told = ingest(data, _scratch(home, "ingest", spec_path), seed=draft.seed, output=output)
     return {**digests, "corpus": _put(home, told, output)}
 
 
-def _send_target(home: Home, spec_path: Path, file: RunFile, *, seed: int, output: Output) -> Digest:
-    """The same for what a specialist is for; says how little it is."""
-    folder = home.scratch(f"ingest-{spec_path.stem}-target")
-    told = ingest(_beside(spec_path, file.target), folder, seed=seed, output=output, is_target=True)
+def _send_target(home: Home, spec_path: Path, file: RunFile, draft: RunSpec, output: Output) -> Digest:
+    """The same for what a specialist is for; says how little it is.
+
+    Raises:
+        SpecError: ``spec.bad-target``, a weight names no source of it.
+    """
+    paths = [_beside(spec_path, path) for path in file.target]
+    data = paths[0] if len(paths) == 1 else gather(paths, _scratch(home, "target", spec_path))
+    folder = _scratch(home, "ingest-target", spec_path)
+    told = ingest(data, folder, seed=draft.seed, output=output, is_target=True)
+    named = {each.name for each in draft.target_weights} if isinstance(draft, CrispSpec) else set()
+    unknown = sorted(named - set(told["sources"]))
+    if unknown:
+        fix = f"the target's first-level folders are: {', '.join(told['sources'])}"
+        raise SpecError("spec.bad-target", f"target_weights name {', '.join(unknown)}", fix)
     test = sum(source["splits"]["test"] for source in told["sources"].values())
     output.note(f"the target: {human_bytes(told['bytes'])}, of which {human_bytes(test)} are held out as test text")
     return _put(home, told, output)
 
 
 def _send_encoder(home: Home, spec_path: Path, file: RunFile, output: Output) -> Digest:
-    folder = home.scratch(f"encoder-{spec_path.stem}")
+    folder = _scratch(home, "encoder", spec_path)
     return _put(home, pack_encoder(_beside(spec_path, file.encoder), folder, output=output), output)
 
 
@@ -93,6 +104,11 @@ def _put(home: Home, packed: Mapping[str, Any], output: Output) -> Digest:
     files = {Digest(digest): Path(path) for digest, path in packed["files"].items()}
     put_corpus(identity_of(home), home.scratch("blobs"), files, output)
     return Digest(packed["manifest"])
+
+
+def _scratch(home: Home, what: str, spec_path: Path) -> Path:
+    """A folder of this spec file's own: files of one name in two folders may be sent at once."""
+    return home.scratch(f"{what}-{spec_path.stem}-{short(digest_json(str(spec_path.resolve())))}")
 
 
 def _beside(spec_path: Path, path: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,26 @@ def ingest(data: Path, out: Path, *, seed: int, output: Output, is_target: bool 
     if is_target:
         return _sampling([*arguments, "--target"], "reading the target", output)
     return _sampling(arguments, "reading the text", output)
+
+
+def gather(paths: Sequence[Path], folder: Path) -> Path:
+    """Links to files and folders in one folder, as if they had been kept there; what it held before is gone.
+
+    Raises:
+        CorpusError: ``corpus.missing``.
+    """
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for number, path in enumerate(paths, 1):
+        if not path.exists():
+            raise CorpusError("corpus.missing", f"no file or folder at {path}", "check the path of the target")
+        name = f"{number}-{path.name}" if (folder / path.name).exists() else path.name
+        files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+        for file in files:
+            link = folder / name / file.relative_to(path) if path.is_dir() else folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    return folder
 
 
 def pack_encoder(folder: Path, out: Path, *, output: Output) -> Mapping[str, Any]:

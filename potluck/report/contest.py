@@ -54,7 +54,7 @@ def contest_page(report: Mapping[str, Any]) -> str:
         for source, values in report["by_source"].items()
     }
     curves = {name: [(float(x), float(y)) for x, y in line] for name, line in report["curves"].items() if line}
-    told = [(key, escape(_shown(value))) for key, value in report["facts"].items()]
+    told = [(key, escape(shown_fact(value))) for key, value in report["facts"].items()]
     differences = "".join(f"<p>{escape(sentence(name, value))}</p>" for name, value in report["pairs"].items())
     body = [
         f"<h1>{escape(report['name'])}</h1>",
@@ -98,6 +98,15 @@ def source_rows(report: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def shown_fact(value: Any) -> str:
+    """A fact of a run in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {shown_fact(inner)}" for key, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
 def _nll(level: Mapping[str, float] | None) -> float | None:
     return None if level is None else level["nll"]
 
@@ -113,11 +122,3 @@ def _perplexity(value: float | None) -> str:
 def _short(names: Sequence[str]) -> list[str]:
     """Column heads that let a table of several models fit 80 columns."""
     return [name if len(name) <= 12 else name[:11] + "…" for name in names]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)

@@ -10,10 +10,10 @@ from potluck.report import svg
 STYLE = """
 :root { color-scheme: light dark; --page:#fbfaf7; --ink:#22252a; --quiet:#666b73; --rule:#dcd9d2; --card:#ffffff;
   --heat:#2f6f9f; --strong:#ffffff; --s0:#2f6f9f; --s1:#c2571a; --s2:#3c8d5a; --s3:#8a5aa8; --s4:#b08900; --s5:#b8405e;
-  --s6:#4a8f95; --s7:#7a6652; }
+  --s6:#4a8f95; --s7:#7a6652; --of-hue:58% 45%; }
 @media (prefers-color-scheme: dark) { :root { --page:#16181c; --ink:#e4e5e8; --quiet:#9aa0a9; --rule:#33373e;
   --card:#1d2026; --heat:#5fa8dc; --strong:#101215; --s0:#6cb0e0; --s1:#f0935a; --s2:#6cc48c; --s3:#c49be0;
-  --s4:#dcb94a; --s5:#ee7d98; --s6:#7cc5cb; --s7:#b9a48e; } }
+  --s4:#dcb94a; --s5:#ee7d98; --s6:#7cc5cb; --s7:#b9a48e; --of-hue:62% 64%; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
@@ -29,7 +29,8 @@ table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabul
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th.wrap, td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+a { color: inherit; text-decoration-color: var(--quiet); text-underline-offset: .15em; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: system-ui, sans-serif; }
 .text { fill: var(--quiet); font-size: 12px; } .small { fill: var(--quiet); font-size: 9.5px; }
@@ -37,7 +38,17 @@ svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: 
 .grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--quiet); stroke-width: 1; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .heat { fill: var(--heat); }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; color: var(--quiet); margin: .5rem 0 0; }
-.swatch { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .35rem; }
+.swatch, .hue { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .35rem; }
+.hue { background: hsl(var(--hue) var(--of-hue)); }
+.point { fill: hsl(var(--hue) var(--of-hue)); fill-opacity: .7; }
+.centre circle { fill: var(--card); stroke: var(--ink); } .centre text { fill: var(--ink); font-size: 9px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+article { border: 1px solid var(--rule); border-radius: 6px; padding: .7rem .9rem; min-width: 0; }
+article:target { border-color: var(--heat); box-shadow: 0 0 0 1px var(--heat); }
+h3 { font-size: .95rem; margin: 0; } h3, article p, blockquote { overflow-wrap: anywhere; }
+blockquote { margin: .5rem 0 0; padding-left: .7rem; border-left: 3px solid var(--rule); font-size: .85rem; }
+.shares { display: flex; gap: 1px; border-radius: 4px; overflow: hidden; font-size: .75rem; }
+.share { flex: 1 1 0; min-width: 0; padding: 0 .3rem; background: var(--rule); white-space: nowrap; overflow: hidden; }
 """
 
 

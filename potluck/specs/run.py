@@ -66,8 +66,8 @@ class RunFile:
 
     data: str
     """Folder or file of text, relative to the spec file; or `demo`."""
-    target: str
-    """The target's, where the method has one."""
+    target: tuple[str, ...]
+    """The target's, where the method has one; several are read as a folder that holds them."""
     encoder: str
     """A sentence-transformers folder; empty for LSI."""
     name: str
@@ -114,13 +114,16 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     return file
 
 
-def _paths(body: dict[str, Any]) -> tuple[str, str]:
+def _paths(body: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     """Takes the paths out whose digests are computed: the target's and the encoder's."""
-    target, encoder = "", ""
+    target: tuple[str, ...] = ()
+    encoder = ""
     if method_of(body) is CrispSpec:
-        target = body.pop("target", "")
-        ok = isinstance(target, str) and bool(target)
-        require(ok, "target", target, "a folder or file with text like what the specialist is for")
+        named = body.pop("target", "")
+        paths = named if isinstance(named, list) else [named]
+        ok = bool(paths) and all(isinstance(path, str) and path for path in paths)
+        require(ok, "target", named, "a folder or file with text like what the specialist is for, or a list of them")
+        target = tuple(paths)
     partition = body.get("partition")
     if isinstance(partition, Mapping) and partition.get("encoder"):
         encoder = partition["encoder"]
