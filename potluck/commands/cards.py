@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPERT = "expert-"
 DENSE = "dense"
-SINGLE = "single"
+SINGLE, CRISP = "single", "crisp"
 
 
 def card_of(home: Home, info: admin_pb2.RunInfo, slot: admin_pb2.PublishedSlot) -> ModelCard:
@@ -65,6 +65,13 @@ def described(spec: Mapping[str, Any], slot: str) -> str:
             "The dense twin of a SmallTalk mixture (arXiv 2410.03529): one model of an expert's size, trained on "
             "unsorted text for the FLOPs of the whole mixture."
         )
+    if spec.get("method") == CRISP and slot == "specialist":
+        return (
+            "A specialist by CRISP (arXiv 2410.03735): trained on the clusters of a corpus that look like a target, as "
+            "often as the target has them; never on the target itself."
+        )
+    if spec.get("method") == CRISP:
+        return "The generalist that a specialist by CRISP (arXiv 2410.03735) is compared with: trained evenly."
     if spec.get("method") == SINGLE:
         return "One model, trained on the whole corpus in one stream."
     return f"The model published as {slot} by a run of the method {spec.get('method', 'unknown')}."
@@ -72,7 +79,7 @@ def described(spec: Mapping[str, Any], slot: str) -> str:
 
 def tokens_trained(spec: Mapping[str, Any], science: Mapping[str, Any], slot: str, step: int) -> int | None:
     """Targets of the first `step` steps: by the report's facts, else by the spec if it fixes the batch size."""
-    single = spec.get("method") == SINGLE
+    single = spec.get("method") in (SINGLE, CRISP)
     side = "training" if single else "experts" if slot.startswith(EXPERT) else slot
     facts = science.get("facts", {}) if single else science.get("facts", {}).get(side)
     tokens, steps = _number(facts, "tokens"), _number(facts, "steps")
@@ -102,7 +109,8 @@ def held_out(science: Mapping[str, Any], slot: str) -> HeldOut | None:
         levels, rows = science["by_expert"][expert]["mixture"], science["by_expert"][expert]["rows"]
         on = "the test rows that the routers send to it"
     elif slot in models:
-        levels, on = {"nll_all": models[slot]["nll"], "nll_suffix": None}, f"all {science['split']} rows"
+        whose = "the target's" if science["facts"].get("method") == CRISP else "all"
+        levels, on = {"nll_all": models[slot]["nll"], "nll_suffix": None}, f"{whose} {science['split']} rows"
     else:
         levels = science.get(slot) if slot == DENSE else None
     if levels is None:
