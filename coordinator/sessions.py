@@ -52,17 +52,19 @@ class Stream:
     async def write_to(self, context: Context) -> None:
         """Sends what comes, what waits together in one message, until `end`."""
         ended = asyncio.ensure_future(self._ended.wait())
+        waiting: asyncio.Future[node_pb2.DownItem] | None = None
         try:
             while self._ending is None:
                 waiting = asyncio.ensure_future(self._queue.get())
                 await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
                 if not waiting.done():
-                    waiting.cancel()
                     break
                 await context.write(self._gather(waiting.result()))
             await context.write(node_pb2.SessionDown(items=[node_pb2.DownItem(bye=self._ending)]))
         finally:
             ended.cancel()
+            if waiting is not None:
+                waiting.cancel()
 
     def _gather(self, first: node_pb2.DownItem) -> node_pb2.SessionDown:
         items, size = [first], first.ByteSize()

@@ -42,6 +42,17 @@ def in_loop(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
+def test_a_stream_that_is_broken_off_leaves_nothing_waiting() -> None:
+    async def scenario() -> None:
+        task = writing(Sessions().open(NODE), Pipe())
+        await turns()
+        task.cancel()
+        await turns()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    in_loop(scenario)
+
+
 def test_what_waits_is_sent_together_and_in_order() -> None:
     async def scenario() -> None:
         sessions, pipe = Sessions(), Pipe()
