@@ -36,6 +36,8 @@ def client_options(server_name: str = COORDINATOR_NAME) -> Options:
         ("grpc.initial_reconnect_backoff_ms", 250),
         ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Half a minute by default: so long nobody would find a coordinator whose name means another address now.
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.ssl_target_name_override", server_name),
         ("grpc.default_authority", server_name),

@@ -15,6 +15,8 @@ from potluck.net.counters import ByteCounter, Plane
 from potluck.net.identity import Identity
 
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2_000
+CONNECT_TIMEOUT_MS = 10_000
+"""The system would try an address that has gone silent for two minutes; the next attempt looks the name up anew."""
 
 
 class Connection:
@@ -100,6 +102,7 @@ def _configure(dealer: zmq.Socket[Any], identity: Identity, target: str) -> None
     # Nothing queues for a server that is away: what is asked for anew must not be asked twice.
     dealer.immediate = True
     dealer.reconnect_ivl, dealer.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
+    dealer.connect_timeout = CONNECT_TIMEOUT_MS
     dealer.heartbeat_ivl, dealer.heartbeat_timeout = 1_000, 3_000
     if target.startswith("["):
         dealer.ipv6 = True
