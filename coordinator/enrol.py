@@ -11,9 +11,10 @@ import grpc.aio
 from coordinator import wire
 from coordinator.core.effects import Done
 from coordinator.core.events import InviteIssued, PeerEnrolled
-from coordinator.core.state import Invite, State
+from coordinator.core.state import Invite, PeerFacts, State
 from coordinator.peers import AccessList
 from coordinator.runtime import Runtime
+from potluck.crashpoints import crash_here
 from potluck.errors import JoinError, UsageError
 from potluck.ids import Digest, NodeId, digest_bytes
 from potluck.net.identity import ROLES
@@ -29,6 +30,7 @@ MAX_EXPIRES_MS = 366 * 86_400_000
 DEFAULT_EXPIRES_MS = 86_400_000
 MAX_NAME = 32
 _Z85_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+MID_ENROL = "coordinator.mid-enrol"
 _ASK_AGAIN = "ask for a new join string: potluck invite"
 
 log = logger("coordinator.enrol")
@@ -78,6 +80,9 @@ class Enrolment:
     ) -> tuple[PeerEnrolled, bytes]:
         """Spends a token: who the peer is from now on, and its certificate.
 
+        Asked again with the key that spent it, it gives the same peer a certificate again: the first answer may
+        be lost, with the joiner or with us.
+
         Args:
             wanted_role: what the joiner is; an invitation for another role stays unspent. Empty: any.
 
@@ -89,11 +94,12 @@ class Enrolment:
             raise JoinError("join.bad-request", "the data-plane key is not 40 characters of Z85", "use equal versions")
         digest = token_digest(token)
         async with self._one:
-            invite, number, taken = await self._runtime.read(lambda state: _look(state, digest, curve_public_key))
-            role = self._check(invite, wanted_role)
-            if taken:
+            invite, number, owner = await self._runtime.read(lambda state: _look(state, digest, curve_public_key))
+            again = owner is not None and invite is not None and invite.spent_by == owner.node and not owner.revoked
+            role = self._check(invite, wanted_role, again=again)
+            if owner is not None and not again:
                 raise JoinError("join.bad-request", "the data-plane key belongs to another peer", "join with a new key")
-            node = NodeId(f"{role[0]}{number}-{_slug(name)}")
+            node = owner.node if owner is not None else NodeId(f"{role[0]}{number}-{_slug(name)}")
             certificate_pem = self._authority.issue(csr_pem, node_id=node, role=role)
             event = PeerEnrolled(
                 now_ms=self._runtime.now_ms(),
@@ -103,18 +109,20 @@ class Enrolment:
                 curve_public_key=curve_public_key,
                 token_digest=digest,
             )
-            answer = await self._runtime.submit(event)
-            if not isinstance(answer, Done):
-                raise wire.refusal(answer)
-            await self._runtime.read(self._access.refresh)
-        log.fact("enrolled", node=node, role=role)
+            if not again:
+                answer = await self._runtime.submit(event)
+                if not isinstance(answer, Done):
+                    raise wire.refusal(answer)
+                await self._runtime.read(self._access.refresh)
+            crash_here(MID_ENROL)
+        log.fact("enrolled", node=node, role=role, again=again)
         return event, certificate_pem
 
-    def _check(self, invite: Invite | None, wanted_role: str) -> str:
+    def _check(self, invite: Invite | None, wanted_role: str, *, again: bool) -> str:
         """The role an invitation gives, if it still holds. A refused token leaves no trace in the journal."""
         if invite is None:
             raise JoinError("join.unknown-token", "no invitation has this token", _ASK_AGAIN)
-        if invite.spent_by is not None:
+        if invite.spent_by is not None and not again:
             raise JoinError("join.token-spent", "this invitation has been used", _ASK_AGAIN)
         if self._runtime.unix_ms() > invite.expires_unix_ms:
             raise JoinError("join.token-expired", "this invitation has expired", _ASK_AGAIN)
@@ -154,11 +162,11 @@ class EnrolService(node_pb2_grpc.EnrolServiceServicer):
         )
 
 
-def _look(state: State, digest: Digest, curve_public_key: str) -> tuple[Invite | None, int, bool]:
-    """The invitation, the number of the next peer, and whether its key is somebody's already."""
+def _look(state: State, digest: Digest, curve_public_key: str) -> tuple[Invite | None, int, PeerFacts | None]:
+    """The invitation, the number of the next peer, and whose key it is, if it is somebody's already."""
     peers = state.durable.peers
-    taken = any(peer.curve_public_key == curve_public_key for peer in peers.values())
-    return state.durable.invites.get(digest), len(peers) + 1, taken
+    owner = next((peer for peer in peers.values() if peer.curve_public_key == curve_public_key), None)
+    return state.durable.invites.get(digest), len(peers) + 1, owner
 
 
 def _shown(name: str) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from expert_node.daemon import Node
+from potluck.crashpoints import crash_here
 from potluck.errors import InvariantViolation, JoinError, PotluckError, ResourceError
 from potluck.metrics_sinks import Recorder, open_recorder
+from potluck.net.blobs.store import disk_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
@@ -35,11 +37,12 @@ def main() -> int:
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     arguments = parser.parse_args()
     try:
-        lock = lock_home(arguments.home)
-        recorder = open_recorder(arguments.metrics, tensorboard=arguments.tensorboard)
-        identity = identity_of(arguments.home, arguments.join, arguments.name)
-        with lock:
-            asyncio.run(serve(arguments.home, identity, recorder))
+        with disk_errors(arguments.home):
+            lock = lock_home(arguments.home)
+            recorder = open_recorder(arguments.metrics, tensorboard=arguments.tensorboard)
+            identity = identity_of(arguments.home, arguments.join, arguments.name)
+            with lock:
+                asyncio.run(serve(arguments.home, identity, recorder))
     except PotluckError as error:
         log.fact("node-ends", error_id=error.error_id)
         sys.stderr.write(f"{error}\n")
@@ -93,7 +96,8 @@ def identity_of(home: Path, join: str, name: str) -> Identity:
     except JoinError as error:
         if error.error_id != "join.no-identity" or not join:
             raise
-        identity = enrol(join, name=name, hello=make_hello(boot_id=""), wanted_role="node")
+        identity = enrol(join, name=name, hello=make_hello(boot_id=""), wanted_role="node", folder=folder)
+        crash_here("node.mid-enrol")
         identity.save(folder)
         log.fact("enrolled", node=identity.node_id, coordinator=identity.control_target)
         return identity

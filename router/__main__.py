@@ -17,6 +17,7 @@ from typing import IO
 
 from potluck import telemetry
 from potluck.errors import InvariantViolation, JoinError, PotluckError, ResourceError, UsageError
+from potluck.net.blobs.store import disk_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
 from potluck.net.version import make_hello
@@ -35,7 +36,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         options = _options(arguments)
-        with lock_home(options.home):
+        with disk_errors(options.home), lock_home(options.home):
             identity = identity_of(options.home, arguments.join, arguments.name, insecure=arguments.insecure)
             asyncio.run(serve(identity, options))
     except PotluckError as error:
@@ -91,7 +92,7 @@ def identity_of(home: Path, join: str, name: str, *, insecure: bool) -> Identity
     except JoinError as error:
         if error.error_id != "join.no-identity" or not join:
             raise
-        identity = enrol(join, name=name, hello=make_hello(boot_id=""), wanted_role="router")
+        identity = enrol(join, name=name, hello=make_hello(boot_id=""), wanted_role="router", folder=folder)
         if identity.role == "router":
             identity.save(folder)
             log.fact("enrolled", node=identity.node_id, coordinator=identity.control_target)

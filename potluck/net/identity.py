@@ -16,6 +16,8 @@ from potluck.net.address import join_host_port
 Role = Literal["admin", "node", "router", "client"]
 ROLES: tuple[Role, ...] = ("admin", "node", "router", "client")
 FILE_NAME = "identity.json"
+ASKING_FILE = "asking.json"
+"""The keys of an enrolment that was asked for and not answered yet; see `potluck.net.join.enrol`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,11 @@ class Identity:
         return join_host_port(self.host, self.data_port)
 
     def save(self, folder: Path) -> None:
-        """Writes the identity readable by its owner alone; whole or not at all."""
+        """Writes the identity readable by its owner alone; whole or not at all. Ends the enrolment kept beside it."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         plain = {k: v.decode() if isinstance(v, bytes) else v for k, v in dataclasses.asdict(self).items()}
         write_private(folder / FILE_NAME, json.dumps(plain, indent=1).encode())
+        (folder / ASKING_FILE).unlink(missing_ok=True)
 
     @staticmethod
     def load(folder: Path) -> Identity:

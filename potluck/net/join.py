@@ -8,22 +8,24 @@ means plain TCP on loopback.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import grpc
 
 from potluck.errors import JoinError
 from potluck.ids import NodeId
 from potluck.net.address import is_loopback, join_host_port, split_host_port
-from potluck.net.blobs.curve import new_curve_keys
+from potluck.net.blobs.curve import CurveKeys, new_curve_keys
 from potluck.net.channels import client_options
 from potluck.net.diagnose import dial_error
 from potluck.net.guard import rpc_errors
-from potluck.net.identity import ROLES, Identity
+from potluck.net.identity import ASKING_FILE, ROLES, Identity, write_private
 from potluck.net.tls import COORDINATOR_NAME, new_key_and_csr
 from potluck.v1 import common_pb2, node_pb2, node_pb2_grpc
 
@@ -89,13 +91,35 @@ def new_token() -> str:
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
-def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello, wanted_role: str = "") -> Identity:
+@dataclass(frozen=True, kw_only=True)
+class _Asking:
+    """What an enrolment is asked for with. Holds private keys."""
+
+    token_digest: str
+    key_pem: str
+    csr_pem: str
+    curve_public: str
+    curve_secret: str
+
+
+def enrol(
+    join_string: str | JoinString,
+    *,
+    name: str,
+    hello: common_pb2.Hello,
+    wanted_role: str = "",
+    folder: Path | None = None,
+) -> Identity:
     """Joins a coordinator; blocks. Call it before the event loop or in a thread.
+
+    A join string is good for one set of keys. So these are on disk before it is sent: whoever dies before the
+    answer is kept, on either side, the same call with the same folder is answered as the first one was.
 
     Args:
         name: the display name wished for; the coordinator chooses the id.
         hello: who and what this program is.
         wanted_role: the role the invitation must give, or it is refused unspent; empty: any.
+        folder: where the identity is going to be saved; None: a second call is another joiner.
 
     Raises:
         JoinError: ``join.malformed``, ``join.wrong-fingerprint``, or what the coordinator answers
@@ -104,12 +128,11 @@ def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello, 
     """
     parsed = JoinString.parse(join_string) if isinstance(join_string, str) else join_string
     target = join_host_port(parsed.host, parsed.port)
-    key_pem, csr_pem = new_key_and_csr(name)
-    curve = new_curve_keys()
+    asking = _asking(parsed.token, name, folder)
     request = node_pb2.EnrolRequest(
         token=parsed.token,
-        csr_pem=csr_pem,
-        curve_public_key=curve.public,
+        csr_pem=asking.csr_pem.encode(),
+        curve_public_key=asking.curve_public,
         hello=hello,
         name=name,
         wanted_role=wanted_role,
@@ -123,11 +146,11 @@ def enrol(join_string: str | JoinString, *, name: str, hello: common_pb2.Hello, 
     return Identity(
         node_id=NodeId(answer.node_id),
         role=role,
-        key_pem=key_pem,
+        key_pem=asking.key_pem.encode(),
         certificate_pem=answer.certificate_pem,
         ca_pem=answer.ca_pem,
-        curve_public=curve.public,
-        curve_secret=curve.secret,
+        curve_public=asking.curve_public,
+        curve_secret=asking.curve_secret,
         curve_server_key=answer.curve_server_key,
         host=parsed.host,
         control_port=answer.control_port,
@@ -159,6 +182,32 @@ def fetch_certificate(target: str) -> bytes:
         raise dial_error(target, error) from None
     assert der is not None
     return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def _asking(token: str, name: str, folder: Path | None) -> _Asking:
+    """The keys that an earlier call with this token left in the folder, or new ones, kept there."""
+    token_digest = hashlib.sha256(token.encode()).hexdigest()
+    if folder is not None:
+        try:
+            kept = _Asking(**json.loads((folder / ASKING_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            pass  # None, or one that cannot be read: it is asked anew.
+        else:
+            if kept.token_digest == token_digest:
+                return kept
+    key_pem, csr_pem = new_key_and_csr(name)
+    curve: CurveKeys = new_curve_keys()
+    asking = _Asking(
+        token_digest=token_digest,
+        key_pem=key_pem.decode(),
+        csr_pem=csr_pem.decode(),
+        curve_public=curve.public,
+        curve_secret=curve.secret,
+    )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_private(folder / ASKING_FILE, json.dumps(asdict(asking)).encode())
+    return asking
 
 
 def _enrolment_channel(parsed: JoinString, target: str) -> grpc.Channel:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,10 @@ from potluck.errors import JoinError, NotReachable, ResourceError
 from potluck.net.identity import Identity
 from potluck.net.join import JoinString, enrol
 from potluck.net.version import make_hello
+from tests.chaos.world import Refusal, refused
 from tests.integration.harness import Cluster
 
 OTHER_VERSION = "9.9.0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    exit_code: int
-    text: str
-
-    def says(self, error_id: str) -> bool:
-        """One error, with something to do about it, and no traceback."""
-        return f"[{error_id}]" in self.text and "fix: " in self.text and "Traceback" not in self.text
-
-
-def refused(*command: str, environment: dict[str, str] | None = None) -> Refusal:
-    """Runs a daemon that is expected to end by itself."""
-    whole = [sys.executable, "-m", *command]
-    environment = {**os.environ, **(environment or {})}
-    done = subprocess.run(whole, capture_output=True, text=True, timeout=60, env=environment, check=False)
-    return Refusal(exit_code=done.returncode, text=done.stderr)
 
 
 def node(home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Refusal:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,24 @@ def _is_whole(line: admin_pb2.LedgerLine) -> bool:
     children = ["", *(r.child for r in line.ranges)]
     linked = all(r.start_step == ends[n] and (not n or r.parent == children[n]) for n, r in enumerate(line.ranges))
     return linked and ends[-1] == line.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    exit_code: int
+    text: str
+
+    def says(self, error_id: str) -> bool:
+        """One error, with something to do about it, and no traceback."""
+        return f"[{error_id}]" in self.text and "fix: " in self.text and "Traceback" not in self.text
+
+
+def refused(*command: str, environment: dict[str, str] | None = None) -> Refusal:
+    """Runs a daemon that is expected to end by itself."""
+    whole = [sys.executable, "-m", *command]
+    environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    return Refusal(exit_code=done.returncode, text=done.stderr)
 
 
 def dies_at(name: str, log: Path) -> dict[str, str]:
