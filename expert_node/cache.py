@@ -34,11 +34,12 @@ class Cache:
         self._limit_bytes = limit_bytes
 
     async def get(self, digest: Digest, plane: Plane) -> Path:
-        """The local file of a blob, fetched if it is not here.
+        """The local file of a blob, fetched if it is not here, or is damaged here.
 
         Raises:
             NotReachable, DataError, ResourceError: it cannot be had.
         """
+        await asyncio.to_thread(self._store.drop_if_damaged, digest)
         path = await asyncio.wrap_future(self._client.get(digest, plane))
         with contextlib.suppress(OSError):
             os.utime(path)  # Last used, for trimming and for `held`.
@@ -68,6 +69,12 @@ class Cache:
         if self._store.total_bytes > self._limit_bytes:
             gone = self._store.evict(int(self._limit_bytes * TRIM_TO), keep=keep)
             log.fact("cache-trimmed", blobs=len(gone), bytes_left=self._store.total_bytes)
+
+    def clear(self, keep: Collection[Digest]) -> None:
+        """Drops all but `keep`: the coordinator has the rest, and the disk has no room. Blocks, as `trim`."""
+        gone = self._store.evict(0, keep=keep)
+        if gone:
+            log.fact("cache-cleared", blobs=len(gone), bytes_left=self._store.total_bytes)
 
     def close(self) -> None:
         self._client.close()

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from expert_node.outbox import files_by_digest
-from potluck.durable import new_folder
+from potluck.crashpoints import crash_here
+from potluck.durable import is_full_disk, new_folder
 from potluck.ids import Digest, Json, canonical_json
 from potluck.lm.checkpoint import CheckpointFiles, CheckpointManifest
 from potluck.lm.local_checkpoints import LocalCheckpoints, LocalManifest, Losses
 from potluck.recipe import Profile, Recipe, Segment
+from potluck.telemetry import logger
 
 if TYPE_CHECKING:
     from potluck.lm.train import Snapshot, Trainer
@@ -24,9 +26,14 @@ MANIFEST_FILE = "checkpoint.json"
 
 Facts = dict[str, object]
 
+log = logger("expert_node.checkpoint_writer")
+
 
 class CommitDesk(Protocol):
     """The part of `worker.Desk` that takes commits."""
+
+    @property
+    def parent_pid(self) -> int: ...
 
     def checkpoint(self, limit: int, **fields: object) -> None: ...
 
@@ -68,13 +75,23 @@ class CheckpointWriter:
         self.since = Interval(Losses(start_step=self.trainer.step))
 
     def save_locally(self) -> None:
+        """Begins to write a local checkpoint. Without room there is none: it would have spared steps, no more."""
         self.finish()
         manifest_of, losses = self._manifest_of(), self.since.losses
 
         def local_manifest_of(files: CheckpointFiles) -> LocalManifest:
+            crash_here("worker.mid-local-checkpoint")
             return LocalManifest(checkpoint=manifest_of(files), losses=losses)
 
-        self._begin(lambda snapshot: self._local.save(snapshot, local_manifest_of))
+        def write(snapshot: Snapshot) -> None:
+            try:
+                self._local.save(snapshot, local_manifest_of)
+            except Exception as error:  # Only what the disk says is put up with.
+                if not is_full_disk(error):
+                    raise
+                log.fact("local-checkpoint-failed", error_id="resource.disk-full", why=error)
+
+        self._begin(write)
 
     def look(self) -> None:
         """Hands over a commit whose writing has ended.
@@ -123,6 +140,7 @@ class CheckpointWriter:
         final = self._out / f"{since.end_step:09d}"
         with new_folder(final) as folder:
             files = snapshot.save(folder)
+            crash_here("node.mid-checkpoint", also=self._desk.parent_pid)
             manifest = manifest_of(files)
             (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         names = {

@@ -131,6 +131,10 @@ class GroupNote:
         return killed
 
     def note(self, name: str, pid: int) -> None:
+        """Notes a group. A disk that will not take the note is no reason not to work: children watch their parent."""
         with contextlib.suppress(psutil.Error):
             self._groups[name] = {"pid": pid, "start_time": psutil.Process(pid).create_time()}
+        try:
             write_durably(self._path, json.dumps(self._groups).encode())
+        except OSError as error:
+            log.fact("group-not-noted", group=name, why=error)

@@ -21,11 +21,13 @@ from expert_node.fetch import fetch_inputs
 from expert_node.machine import Machine
 from expert_node.outbox import Outbox, next_epoch
 from expert_node.recording import Recording
+from expert_node.room import LOOK_AGAIN_S, Room
 from expert_node.serve import Serving, Slot, SlotState
 from expert_node.session import Session, is_fatal
 from expert_node.values import Finished, FinishedCommit, Lease
 from expert_node.workshop import Workshop
 from potluck.clock import SystemClock
+from potluck.crashpoints import crash_here
 from potluck.errors import NotReachable, PotluckError
 from potluck.ids import Digest, Fence
 from potluck.metrics_sinks import Recorder
@@ -60,6 +62,7 @@ class Node:
         self._outbox = Outbox(home / "outbox")
         self._machine = Machine(first_request_id=next_epoch(home / "outbox"), outbox=self._outbox.entries())
         self._cache = Cache(home / "blobs", identity)
+        self._room = Room(home)
         notes = GroupNote(home / "work" / "worker.json")
         for pid in notes.kill_stale():
             log.fact("stale-worker-killed", pid=pid)
@@ -119,6 +122,8 @@ class Node:
 
     def tell(self, event: on.Event) -> None:
         """Tells the machine what happened and does what it says; one event at a time."""
+        if isinstance(event, on.WorkerFailed | on.InputsFailed):
+            self._room.note_failure(event.error_id)
         self._events.append(event)
         if self._handling:
             return
@@ -165,6 +170,12 @@ class Node:
     async def _ask(self, effect: do.AskForLease) -> None:
         served = {state.slot.weights for state in self._serving.states}
         await asyncio.to_thread(self._cache.trim, served)
+        if self._room.is_short:
+            await asyncio.to_thread(self._cache.clear, served)
+        if self._room.is_short:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            self.tell(on.RequestFailed(verb="acquire", request_id=effect.request_id))
+            return
         held = await asyncio.to_thread(self._cache.held)
         free = psutil.virtual_memory().available
         try:
@@ -195,6 +206,7 @@ class Node:
             for digest, _ in entry.files:
                 if not effect.missing or digest in effect.missing:
                     await self._cache.put(digest, self._outbox.path_of(entry, digest), plane)
+            crash_here(f"node.mid-delivery.{type(entry).__name__}")
             if isinstance(effect, do.PutAndCommit):
                 answer = await self._calls.commit(effect.request_id, effect.commit)
             else:

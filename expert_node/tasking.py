@@ -8,6 +8,7 @@ from typing import Protocol
 
 from expert_node.frames import Message
 from expert_node.outbox import files_by_digest
+from potluck.crashpoints import crash_here
 from potluck.durable import sync_file, sync_folder
 from potluck.ids import canonical_json, digest_file
 from sampling.taskio import BlobReader
@@ -15,6 +16,9 @@ from sampling.taskio import BlobReader
 
 class Reporter(Protocol):
     """The part of `worker.Desk` that a task needs."""
+
+    @property
+    def parent_pid(self) -> int: ...
 
     def look(self) -> None: ...
 
@@ -41,6 +45,7 @@ def run(command: Message, blobs: BlobReader, desk: Reporter) -> None:
 
     desk.look()
     output = run_task(command["kind"], json.loads(command["params_json"]), command["inputs"], blobs, out, progress)
+    crash_here(f"node.mid-task.{command['kind']}", also=desk.parent_pid)
     names = {}
     blob_digests = {}
     for name, path in output.files.items():

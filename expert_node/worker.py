@@ -21,6 +21,7 @@ from expert_node.frames import Message
 from expert_node.parent_pipe import ParentPipe
 from potluck.clock import SystemClock
 from potluck.config import from_mapping
+from potluck.durable import is_full_disk
 from potluck.errors import DataError, PotluckError
 from potluck.ids import Digest
 from potluck.recipe import Profile
@@ -139,7 +140,7 @@ def describe(error: Exception) -> tuple[str, str]:
     text = str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text.lower():
         return OUT_OF_MEMORY, f"the worker ran out of memory: {text or 'MemoryError'} ({OUT_OF_MEMORY_FIX})"
-    if isinstance(error, OSError) and error.errno == 28:
+    if is_full_disk(error):
         return "resource.disk-full", f"{text} (free some disk space, or lower the node's quota)"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from expert_node.recording import Recording
 from expert_node.values import Finished, FinishedCommit, FinishedTask, Lease, TaskLease, TrainLease
 from expert_node.worker import OUT_OF_MEMORY, OUT_OF_MEMORY_FIX
 from potluck.config import to_mapping
+from potluck.durable import is_full_disk
 from potluck.ids import Digest, Fence, canonical_json
 from potluck.net.counters import Plane
 from potluck.recipe import Profile
@@ -183,7 +183,7 @@ class Workshop:
             await asyncio.to_thread(self._outbox.add, entry, folder)
         except OSError as error:
             log.failure("outbox-write-failed", error, label=entry.label)
-            error_id = "resource.disk-full" if error.errno == errno.ENOSPC else "resource.disk"
+            error_id = "resource.disk-full" if is_full_disk(error) else "resource.disk"
             self._end(on.WorkerFailed(fence=entry.fence, error_id=error_id, message=str(error)))
             self.discard()
             return False
@@ -212,6 +212,9 @@ class Workshop:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
+        if self._lease is not None:
+            # What it did not hand over, such as a checkpoint half written.
+            shutil.rmtree(self._out / str(self._lease.fence), ignore_errors=True)
         self._lease = None
         self.progress = Progress()
         self._tell(event)

@@ -296,8 +296,8 @@ class RouterClient:
         The text ends before the first of the `stop` strings (at most 8, of 1 to 64 characters); the ids are all
         tokens up to and including the one that completed it.
 
-        A replica lost after the first token ends it with ``net.replica-lost``; send the prompt and the tokens
-        received so far as ids to go on.
+        A replica lost after the first token ends it with ``net.replica-lost``, the router itself with
+        ``net.router-lost``; send the prompt and the tokens received so far as ids to go on.
         """
         request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
         return self._stream(request, timeout_s)
@@ -305,9 +305,14 @@ class RouterClient:
     def _stream(self, request: router_pb2.GenerateRequest, timeout_s: float) -> Iterator[Generated]:
         with self._errors():
             call: Any = self._stub.Generate(request, timeout=timeout_s)
+            num_received = 0
             try:
                 for message in call:
+                    num_received += len(message.ids)
                     yield _generated(message)
+            except grpc.RpcError as error:
+                _raise_if_router_lost(error, self._target, num_received)
+                raise
             finally:
                 call.cancel()
 
@@ -370,10 +375,13 @@ class AsyncRouterClient:
         """As `RouterClient.generate`."""
         request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
         call = self._stub.Generate(request, timeout=timeout_s)
+        num_received = 0
         try:
             async for message in call:
+                num_received += len(message.ids)
                 yield _generated(message)
         except grpc.RpcError as error:
+            _raise_if_router_lost(error, self._target, num_received)
             raise await self._cause(error) from error
         finally:
             call.cancel()
@@ -409,6 +417,18 @@ def _diagnosed(identity: Identity, target: str, server_name: str) -> Iterator[No
         if known.error_id == "net.unreachable":
             known = diagnose_sync(identity, target=target, server_name=server_name)
         raise known from error
+
+
+def _raise_if_router_lost(error: grpc.RpcError, target: str, num_received: int) -> None:
+    """Says of a stream that broke off after its first token how to go on.
+
+    Raises:
+        NotReachable: ``net.router-lost``.
+    """
+    if num_received and error_from_rpc(error).error_id == "net.unreachable":
+        what = f"the router at {target} went away after {num_received} tokens"
+        fix = "send the prompt and the tokens received so far as ids, to it once it is back, or to another router"
+        raise NotReachable("net.router-lost", what, fix) from error
 
 
 def _routed(answer: router_pb2.RouteResponse) -> Routed:

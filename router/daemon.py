@@ -128,7 +128,7 @@ class RouterDaemon:
         reflection.enable_server_reflection((*SERVICE_NAMES, reflection.SERVICE_NAME), self._server)
         port = bind(self._server, host, self._options.port, router_credentials(self._identity))
         http_port = await self._http.start("127.0.0.1", self._http_port(port)) if self._options.http else 0
-        await self.loader.restore(self._store.path)
+        await self.loader.restore(self._kept)
         await self._server.start()
         where = Address(
             address=join_host_port(self._options.advertise or _reachable(host), port), port=port, http_port=http_port
@@ -189,7 +189,13 @@ class RouterDaemon:
             executor=self._counting_executor,
         )
 
+    def _kept(self, digest: Digest) -> Path:
+        """A blob on disk that is what it was; raises ``data.missing-blob``. Blocks: before anything is served."""
+        self._store.drop_if_damaged(digest)
+        return self._store.path(digest)
+
     async def _fetch(self, digest: Digest, plane: Plane) -> Path:
+        await asyncio.to_thread(self._store.drop_if_damaged, digest)
         return await asyncio.wrap_future(self._blobs.get(digest, plane))
 
     def _http_port(self, port: int) -> int:

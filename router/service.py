@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from potluck.crashpoints import crash_here
 from potluck.errors import UsageError
 from potluck.v1 import router_pb2 as pb
 from potluck.v1 import router_pb2_grpc
@@ -56,6 +57,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         )
         async with aclosing(answer) as pieces:
             async for piece in pieces:
+                crash_here("router.mid-answer")
                 yield pb.GenerateResponse(
                     ids=piece.ids,
                     text=piece.text,

@@ -65,6 +65,18 @@ def test_verify_hashes_and_path_does_not(store: BlobStore) -> None:
     assert not store.verify(digest_bytes(b"none"))
 
 
+def test_a_blob_that_rotted_on_the_disk_is_dropped_by_the_next_process_that_wants_it(store: BlobStore) -> None:
+    store.put_bytes(b"soup")
+    assert not store.drop_if_damaged(SOUP)  # hashed as it came in
+    store.path(SOUP).write_bytes(b"s0up")
+    again = BlobStore(store.path(SOUP).parents[1])
+    assert again.drop_if_damaged(SOUP)
+    assert (again.has(SOUP), again.total_bytes) == (False, 0)
+    assert not again.drop_if_damaged(SOUP)
+    again.put_bytes(b"soup")
+    assert not again.drop_if_damaged(SOUP)
+
+
 def test_a_reopened_store_knows_what_it_holds(store: BlobStore, tmp_path: Path) -> None:
     store.put_bytes(b"soup")
     assert BlobStore(tmp_path / "blobs").total_bytes == 4

@@ -193,6 +193,8 @@ def test_a_killed_worker_is_reported_as_out_of_memory_with_what_to_lower() -> No
         (MemoryError(), "resource.out-of-memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "resource.out-of-memory"),
         (OSError(28, "No space left on device"), "resource.disk-full"),
+        (OSError("1000000 requested and 131056 written"), "resource.disk-full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "resource.disk-full"),
         (DataError("data.missing", "gone"), "data.missing"),
     ],
 )  # fmt: skip

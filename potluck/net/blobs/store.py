@@ -19,13 +19,16 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from potluck import telemetry
+from potluck.durable import FULL, sync_folder
 from potluck.errors import DataError, InvariantViolation, Refused, ResourceError
 from potluck.ids import READ_BYTES, Digest, digest_file, is_digest, short
 
 PARTIAL = "partial"
 STALE_PARTIAL_S = 7 * 86_400
 """An incoming blob nobody continued for so long is dropped at the next start."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+log = telemetry.logger(__name__)
 
 
 def _nothing(_: Digest) -> None:
@@ -46,6 +49,8 @@ class BlobStore:
         self._quota_bytes = quota_bytes
         self._lock = threading.Lock()
         self._reserved: dict[Digest, int] = {}
+        self._sound: set[Digest] = set()
+        """Hashed by this process, when they came in or later."""
         (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         self._drop_stale_partials()
         self._total_bytes = sum(size for _, size in self.blobs())
@@ -91,10 +96,25 @@ class BlobStore:
         except OSError:
             return False
 
+    def drop_if_damaged(self, digest: Digest) -> bool:
+        """Hashes a blob unless this process has; a damaged one is deleted and True returned. Blocks.
+
+        A copy that lay on the disk may have rotted there, and whoever reads it would not notice.
+        """
+        if digest in self._sound or not self.has(digest):
+            return False
+        if self.verify(digest):
+            self._sound.add(digest)
+            return False
+        log.fact("blob-damaged", blob=short(digest), folder=self._folder)
+        self.delete(digest)
+        return True
+
     def delete(self, digest: Digest) -> int:
         """Removes a blob; returns the bytes freed, 0 if there was none."""
         place = self._place(digest)
         with self._lock:
+            self._sound.discard(digest)
             try:
                 size = place.stat().st_size
                 place.unlink()
@@ -201,6 +221,7 @@ class BlobStore:
         with self._lock:
             known = place.stat().st_size if place.is_file() else 0
             os.replace(source, place)
+            self._sound.add(digest)
             self._total_bytes += place.stat().st_size - known
             self._reserved.pop(digest, None)
         sync_folder(shelf)
@@ -332,15 +353,6 @@ def disk_errors(where: Path) -> Iterator[None]:
                 "resource.disk-full", f"no room left at {where}: {error.strerror}", "free some space or move the home"
             ) from error
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_locked(path: Path, digest: Digest) -> FileIO:
