@@ -121,8 +121,10 @@ def _train(spec: CrispSpec, stage: Stage, wishes: Wishes) -> Wanted:
         mixture=stage.mixture,
     )
     generalist, specialist = models.generalist(), models.specialist()
-    trained = {SPECIALIST: specialist, GENERALIST: generalist}
-    probed = {slot: examiner.probes(training, slot) for slot, training in trained.items() if training is not None}
+    probed = {GENERALIST: examiner.probes(generalist, GENERALIST)}
+    if specialist is not None:
+        # On the corpus a specialist may well become worse: it is probed on the text that it is for.
+        probed = {SPECIALIST: examiner.probes(specialist, SPECIALIST, tokens=stage.target.tokens), **probed}
     publish = tuple(probe.publication for probe in probed.values() if probe.publication is not None)
     serving = serving_json(spec, stage.text, slot=SPECIALIST, partition=stage.domains.partition)
     outcome = _outcome(spec, stage, wishes, models) if specialist is not None else None

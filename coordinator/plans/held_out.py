@@ -70,8 +70,12 @@ class Examiner:
             memory_bytes=self._memory_bytes(training),
         )
 
-    def probes(self, training: Training, slot: str) -> Probed:
-        """A checkpoint is published if it is finite and below ln V at first, and hardly worse than before later."""
+    def probes(self, training: Training, slot: str, *, tokens: Digest | None = None) -> Probed:
+        """A checkpoint is published if it is finite and below ln V at first, and hardly worse than before later.
+
+        Args:
+            tokens: the manifest of other text than the run's own, where the model is for that.
+        """
         commits = self.wishes.results.commits(training.recipe.id)
         publication: Publication | None = None
         before: float | None = None
@@ -82,7 +86,7 @@ class Examiner:
                 is_complete = False
                 continue
             weights = commits[step].weights
-            probe = self._probe(training, weights, f"probe {training.label} at step {step}")
+            probe = self._probe(training, weights, tokens or self.text.tokens, f"probe {training.label} at step {step}")
             is_complete = is_complete and probe is not None
             if probe is None or not is_complete:  # probes count in order, whichever result comes first
                 continue
@@ -102,7 +106,7 @@ class Examiner:
                 refusal = f"{slot} (probe {_shown(nll)}, ln V {bound:.2f})"
         return Probed(publication=publication, is_complete=is_complete, refusal="" if publication else refusal)
 
-    def _probe(self, training: Training, weights: Digest, label: str) -> TaskResult | None:
+    def _probe(self, training: Training, weights: Digest, tokens: Digest, label: str) -> TaskResult | None:
         rows = self.spec.evaluation.probe_rows
         return self.wishes.task(
             "eval",
@@ -112,7 +116,7 @@ class Examiner:
                 "key": derive(self.spec.seed, "probe"),
                 **self._model_params(training),
             },
-            {"weights": weights, "tokens_manifest": self.text.tokens},
+            {"weights": weights, "tokens_manifest": tokens},
             label=label,
             rank=PROBE_RANK,
             memory_bytes=self._memory_bytes(training),

@@ -63,6 +63,16 @@ def test_both_models_train_equally_long_one_by_the_targets_histogram(seed: int |
     assert json.loads(wanted.serving_json)["default_slot"] == "specialist"
 
 
+def test_a_specialist_is_served_by_probes_on_the_targets_text_and_the_generalist_by_the_corpus() -> None:
+    fold = world(crisp())
+    fold.run()
+    (duplicates,) = [dict(task.inputs) for task in fold.seen_tasks.values() if "duplicates" in task.label]
+    probes = [task for task in fold.seen_tasks.values() if task.label.startswith("probe ")]
+    for name, text in (("specialist", "target_manifest"), ("generalist", "tokens_manifest")):
+        found = {dict(task.inputs)["tokens_manifest"] for task in probes if name in task.label}
+        assert found == {duplicates[text]}
+
+
 def test_near_duplicates_of_the_targets_test_text_are_left_out_for_both() -> None:
     fold = world(crisp())
     fold.run()
