@@ -33,6 +33,7 @@ EXPLAINED = {
 
 def render_specialist(report: Mapping[str, Any]) -> str:
     """Plain text of at most 80 columns."""
+    report = _specialist_first(report)
     columns = ["model", "target NLL", "perplexity", "corpus NLL", "perplexity"]
     blocks = [format_table(columns, result_rows(report))]
     if len(report["by_source"]) > 1:
@@ -43,6 +44,7 @@ def render_specialist(report: Mapping[str, Any]) -> str:
 
 def specialist_page(report: Mapping[str, Any]) -> str:
     """report.html as text."""
+    report = _specialist_first(report)
     told = sentences(report)
     names = list(report["models"])
     groups = {
@@ -130,9 +132,7 @@ def difference(pair: Mapping[str, Any] | None) -> str:
 
 def result_rows(report: Mapping[str, Any]) -> list[list[str]]:
     general = (report["facts"].get("on_the_corpus") or {}).get("models") or {}
-    order = (SPECIALIST, GENERALIST, f"{SPECIALIST} {TUNED}", f"{GENERALIST} {TUNED}")
-    names = [name for name in order if name in report["models"]]
-    return [[name, *_level(report["models"][name]), *_level(general.get(name))] for name in names]
+    return [[name, *_level(level), *_level(general.get(name))] for name, level in report["models"].items()]
 
 
 def histogram_rows(histogram: Mapping[str, Any], duplicates: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -155,6 +155,15 @@ def fewer_steps(histogram: Mapping[str, Any], steps: int) -> int | None:
     """So many steps would read the text `GOOD_REPEATS` times; None where it is not read more often."""
     repeats = histogram["repeats"]
     return max(1, int(steps * GOOD_REPEATS / repeats)) if repeats > GOOD_REPEATS else None
+
+
+def _specialist_first(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Models and curves in one order, so that a model has one colour everywhere."""
+    order = (SPECIALIST, GENERALIST, f"{SPECIALIST} {TUNED}", f"{GENERALIST} {TUNED}")
+    sorted_parts = {
+        part: {name: report[part][name] for name in order if name in report[part]} for part in ("models", "curves")
+    }
+    return {**report, **sorted_parts}
 
 
 def _histogram_section(report: Mapping[str, Any]) -> str:
