@@ -53,7 +53,7 @@ class Daemon:
         self.ready: Mapping[str, Any] = {}
         with log.open("ab") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -157,10 +157,14 @@ class Cluster:
         return self._start(name, command, home, environment)
 
     def _start(self, name: str, command: list[str], home: Path, environment: Mapping[str, str]) -> Daemon:
-        daemon = Daemon(name, command, home, self._logs / f"{name}.log", environment)
+        daemon = Daemon(name, [*self.launcher(name), *command], home, self._logs / f"{name}.log", environment)
         self.daemons.append(daemon)
         daemon.wait_ready()
         return daemon
+
+    def launcher(self, name: str) -> list[str]:
+        """What runs a module as the daemon of this name."""
+        return [sys.executable, "-m"]
 
     # --- what an administrator does ------------------------------------------------------------------
 
