@@ -112,9 +112,9 @@ def test_a_specialist_is_compared_with_a_generalist_on_both_texts(world: World, 
     assert ("is better" in specialised["verdict"]) == (pair["high"] < 0)
     assert set(specialised["facts"]["on_the_corpus"]["models"]) == {"specialist", "generalist"}
     assert specialised["facts"]["histogram"]["windows"] == specialised["facts"]["target_rows"]["train"]
-    assert Path(specialised["html"]).read_text().count("<svg") >= 2
+    assert "<svg" in Path(specialised["html"]).read_text()
     status = world.answer("run", "status", specialised["run"])
-    assert {slot["slot"] for slot in status["published"]} <= {"specialist", "generalist"}
+    assert {slot["slot"]: slot["step"] for slot in status["published"]} == {"specialist": 12, "generalist": 12}
     assert specialised["verdict"] in " ".join(world.potluck("eval", specialised["run"])[1].split())
 
 
