@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "report": "write report.json and report.html of a finished run",
     "export": "write a published model as a Hugging Face folder",
     "demo": "train and serve a small mixture on this machine",
+    "doctor": "check this machine, its connections and its state",
     "backup": "copy a coordinator's state to a folder or file",
     "restore": "make a coordinator's home from a backup",
     "down": "stop every daemon started under this home",

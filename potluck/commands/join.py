@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from potluck.commands.daemons import Started
+from potluck.commands.doctor import checks_after_joining, checks_before_joining
 from potluck.commands.enrolment import add_coordinator, start_member
 from potluck.commands.foreground import run_in_foreground
 from potluck.commands.home import Home, home_option, open_home
 from potluck.commands.options import add_common, add_metrics, metrics_arguments
 from potluck.commands.output import Output
+
+if TYPE_CHECKING:
+    from potluck.doctor.check import Check
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
     arguments = (["--name", args.name] if args.name else []) + metrics_arguments(args)
+    doubts = _doubts(checks_before_joining(home), output)
     node = start_member(
         "expert_node",
         home.node(),
@@ -35,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         output=output,
         coordinator=args.coordinator,
     )
-    announce = partial(_announce, node, home, output)
+    announce = partial(_announce, node, home, output, doubts)
     if args.detach:
         announce()
         elsewhere = ["potluck nodes   # on the coordinator's machine"]
@@ -44,6 +51,15 @@ def run(args: argparse.Namespace) -> int:
     return run_in_foreground([node], output, announce)
 
 
-def _announce(node: Started, home: Home, output: Output) -> None:
-    output.result({"pid": node.record.pid, **node.record.ready})
+def _announce(node: Started, home: Home, output: Output, doubts: list[dict[str, str]]) -> None:
+    doubts = doubts + _doubts(checks_after_joining(home.node()), output)
+    output.result({"pid": node.record.pid, **node.record.ready, "checks": doubts})
     output.line(f"node {node.record.ready.get('node_id', '')}: pid {node.record.pid}, state in {home.node()}")
+
+
+def _doubts(checks: Sequence[Check], output: Output) -> list[dict[str, str]]:
+    """Those checks that did not go well, told at once: a node that will not start often says less."""
+    found = [check for check in checks if check.state != "ok"]
+    for check in found:
+        output.note(f"{check.state}: {check.name}: {check.found}\n  fix: {check.fix}")
+    return [{"name": check.name, "state": check.state, "found": check.found, "fix": check.fix} for check in found]

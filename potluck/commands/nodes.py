@@ -54,7 +54,11 @@ def run(args: argparse.Namespace) -> int:
         output.next_step(f"potluck invite{home_option(home)}")
         return 0
     rows = [row(node) for node in nodes]
+    from potluck.doctor.home import whom_we_wait_for
+
     output.table(["node", "role", "state", "doing", "tokens/s", "in use", "silent"], rows, left=4)
+    if any(node.state != "live" for node in nodes):
+        output.line(whom_we_wait_for(nodes))
     return 0
 
 
