@@ -29,7 +29,7 @@ table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabul
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-th.wrap, td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th.wrap, td.wrap { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 14rem; }
 a { color: inherit; text-decoration-color: var(--quiet); text-underline-offset: .15em; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: system-ui, sans-serif; }
