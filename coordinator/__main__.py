@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             advertise=parsed.advertise,
             insecure=parsed.insecure,
             quota_bytes=parsed.quota_bytes,
+            unclaimed_bytes=parsed.unclaimed_bytes,
         )
         recorder = open_recorder(parsed.metrics, tensorboard=parsed.tensorboard)
         asyncio.run(_serve(options, recorder))
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise", default="", help="host that join strings name")
     parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only")
     parser.add_argument("--quota-bytes", type=int, default=None, help="most bytes of blobs to keep")
+    unclaimed = "most bytes that one node may have sent and nothing names yet"
+    parser.add_argument("--unclaimed-bytes", type=int, default=None, help=unclaimed)
     parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what all nodes measure here")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     return parser

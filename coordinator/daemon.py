@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,9 +42,10 @@ from potluck.metrics_sinks import Recorder
 from potluck.net.address import is_loopback, reachable_address
 from potluck.net.blobs.server import BlobServer
 from potluck.net.blobs.store import BlobStore
+from potluck.net.blobs.unclaimed import MAX_UNCLAIMED_BYTES, Unclaimed
 from potluck.net.channels import bind, new_server, server_credentials
 from potluck.net.counters import ByteCounter, Plane
-from potluck.net.guard import Guard
+from potluck.net.guard import DOOR_ACCESS, Guard
 from potluck.net.join import INSECURE, JoinString
 from potluck.net.tls import fingerprint
 from potluck.telemetry import logger
@@ -80,6 +82,8 @@ class Options:
     """The host in join strings; empty: found out."""
     insecure: bool = False
     quota_bytes: int | None = None
+    unclaimed_bytes: int | None = None
+    """Most bytes a node may have sent that nothing names yet; None: the default, at most a quarter of the free disk."""
 
     def __post_init__(self) -> None:
         if self.insecure and not is_loopback(self.host):
@@ -92,6 +96,9 @@ class Options:
             raise UsageError("usage.bad-port", f"--port {self.port}", "allowed: 0, or 1 to 65533: two more follow it")
         if self.quota_bytes is not None and self.quota_bytes < 1:
             raise UsageError("usage.bad-quota", f"--quota-bytes {self.quota_bytes}", "give 1 or more, or leave it away")
+        if self.unclaimed_bytes is not None and self.unclaimed_bytes < 1:
+            what = f"--unclaimed-bytes {self.unclaimed_bytes}"
+            raise UsageError("usage.bad-quota", what, "give 1 or more, or leave it away")
         if self.advertise and not _fits_join_string(self.advertise):
             fix = "give a host name or an address, without scheme or port"
             raise UsageError("usage.bad-advertise", f"--advertise {self.advertise!r}", fix)
@@ -129,6 +136,7 @@ class Daemon:
         self._journal = SqliteJournal(self._home.journal)
         self._keys: Keys = self._home.keys()
         self._store = BlobStore(self._home.blobs, options.quota_bytes)
+        self._unclaimed = Unclaimed(options.unclaimed_bytes or _room_for_one(self._home.blobs))
         self._counter = ByteCounter()
         self._bytes_before = self._home.load_bytes()
         self._access = AccessList()
@@ -210,10 +218,13 @@ class Daemon:
             keys=None if options.insecure else self._keys.curve,
             is_allowed=self._access.is_allowed,
             may_put=(lambda _: True) if options.insecure else self._access.may_put,
+            unclaimed=self._unclaimed,
+            is_bounded=self._access.is_bounded,
             before_commit=lambda _: crash_here(MID_PUT),
             counter=self._counter,
         )
-        control, enrol = new_server([self._guard]), new_server([self._guard])
+        door = Guard(access=DOOR_ACCESS, counter=self._counter)
+        control, enrol = new_server([self._guard]), new_server([door])
         async with contextlib.AsyncExitStack() as leaving:
             control_port = bind(control, options.host, wanted.control, self._control_credentials())
             enrol_port = bind(enrol, options.host, wanted.enrol, self._enrol_credentials())
@@ -234,6 +245,7 @@ class Daemon:
             sessions=self._sessions,
             recording=self._recording,
             traffic=self._traffic,
+            unclaimed=self._unclaimed,
             boot_id=self._boot_id,
             heartbeat_ms=heartbeat_ms,
             ports=self._ports,
@@ -272,6 +284,9 @@ class Daemon:
             ports=(self._ports.control, self._ports.data),
         )
         node_pb2_grpc.add_EnrolServiceServicer_to_server(door, enrol)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, enrol)
+        at_the_door = [node_pb2.DESCRIPTOR.services_by_name["EnrolService"].full_name, names[-1]]
+        reflection.enable_server_reflection((*at_the_door, reflection.SERVICE_NAME), enrol)
 
     async def _until_stopped(self, running: asyncio.Task[None]) -> None:
         asked = asyncio.ensure_future(self._stop.requested.wait())
@@ -388,6 +403,11 @@ def _fits_join_string(host: str) -> bool:
         return JoinString.parse(text).host == host.strip("[]")
     except (JoinError, ValueError):
         return False
+
+
+def _room_for_one(folder: Path) -> int:
+    """How much one node may leave unclaimed: three such nodes must not fill the disk that the journal needs too."""
+    return min(MAX_UNCLAIMED_BYTES, shutil.disk_usage(folder).free // 4)
 
 
 def _someone_works(state: State) -> bool:

@@ -36,5 +36,9 @@ class AccessList:
     def is_allowed(self, curve_public_key: str) -> bool:
         return curve_public_key in self._known.role_by_key
 
+    def is_bounded(self, curve_public_key: str) -> bool:
+        """Whether what it sends and nothing names yet counts against it; an administrator's text does not."""
+        return self._known.role_by_key.get(curve_public_key) != "admin"
+
     def may_put(self, curve_public_key: str) -> bool:
         return self._known.role_by_key.get(curve_public_key) in MAY_PUT

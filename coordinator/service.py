@@ -17,7 +17,7 @@ import grpc.aio
 from coordinator import wire
 from coordinator.collector import hold
 from coordinator.core import queries
-from coordinator.core.effects import CommitAccepted
+from coordinator.core.effects import CommitAccepted, TaskAccepted
 from coordinator.core.events import LeaseRenewed, SessionClosed
 from coordinator.core.state import State
 from coordinator.home import Ports
@@ -28,6 +28,7 @@ from coordinator.traffic import Traffic
 from potluck.errors import PotluckError, UsageError
 from potluck.ids import Digest, Fence, NodeId, is_digest
 from potluck.net.blobs.store import BlobStore
+from potluck.net.blobs.unclaimed import Unclaimed
 from potluck.net.tls import Peer, peer_of
 from potluck.net.version import check_version, package_version
 from potluck.telemetry import logger
@@ -55,6 +56,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         sessions: Sessions,
         recording: Recording,
         traffic: Traffic,
+        unclaimed: Unclaimed,
         boot_id: str,
         heartbeat_ms: int,
         ports: Ports,
@@ -62,6 +64,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self._runtime = runtime
         self._recording = recording
         self._traffic = traffic
+        self._unclaimed = unclaimed
         self._store = store
         self._sessions = sessions
         self._boot_id = boot_id
@@ -89,6 +92,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             return node_pb2.CommitResponse(reason="the store lacks these blobs", missing=missing)
         answer = await self._runtime.submit(event)
         if isinstance(answer, CommitAccepted):
+            self._unclaimed.claim((event.child, event.weights, event.optimizer))
             await self._recording.commit(event)
         return wire.commit_response(answer)
 
@@ -99,7 +103,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         missing = hold(self._store, (digest for _, digest in event.blobs))
         if missing:
             return node_pb2.CompleteTaskResponse(reason="the store lacks these blobs", missing=missing)
-        return wire.task_response(await self._runtime.submit(event))
+        answer = await self._runtime.submit(event)
+        if isinstance(answer, TaskAccepted) and not answer.divergent:
+            self._unclaimed.claim(digest for _, digest in event.blobs)
+        return wire.task_response(answer)
 
     async def ReturnLease(self, request: node_pb2.ReturnLeaseRequest, context: Context) -> node_pb2.ReturnLeaseResponse:
         event = wire.lease_returned(request, caller(context).node_id, self._runtime.now_ms())

@@ -145,9 +145,9 @@ def _chosen(options: list[Any], value: Any, where: str) -> Any:
     by_tag = {typing.get_args(_hints(option)[tag])[0]: option for option in options}
     if not isinstance(value, Mapping) or tag not in value:
         return options[0]
-    if value[tag] not in by_tag:
+    if not isinstance(value[tag], str) or value[tag] not in by_tag:
         allowed = ", ".join(map(str, by_tag))
-        raise SpecError("spec.bad-value", f"{where}.{tag} = {value[tag]!r}", f"allowed: {allowed}")
+        raise SpecError("spec.bad-value", f"{where}.{tag} = {str(value[tag])[:MAX_SHOWN]!r}", f"allowed: {allowed}")
     return by_tag[value[tag]]
 
 

@@ -125,7 +125,8 @@ class RouterDaemon:
         router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(self._desk), self._server)
         expert_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(self.fleet), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICE_NAMES, reflection.SERVICE_NAME), self._server)
+        asked = (*SERVICE_NAMES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(asked, self._server)
         port = bind(self._server, host, self._options.port, router_credentials(self._identity))
         http_port = await self._http.start("127.0.0.1", self._http_port(port)) if self._options.http else 0
         await self.loader.restore(self._kept)

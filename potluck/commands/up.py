@@ -24,6 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
     parser.add_argument("--insecure", action="store_true", help="plain TCP, loopback only: for tests")
     parser.add_argument("--quota-bytes", type=int, default=0, help="most bytes of blobs to keep on disk")
+    unclaimed = (
+        "most bytes that one node may have sent and nothing names yet (default 32 GiB, or a quarter of the disk)"
+    )
+    parser.add_argument("--unclaimed-bytes", type=int, default=0, help=unclaimed)
     add_metrics(parser, "every node's training")
 
 
@@ -33,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     arguments += ["--advertise", args.advertise] if args.advertise else []
     arguments += ["--insecure"] if args.insecure else []
     arguments += ["--quota-bytes", str(args.quota_bytes)] if args.quota_bytes else []
+    arguments += ["--unclaimed-bytes", str(args.unclaimed_bytes)] if args.unclaimed_bytes else []
     arguments += metrics_arguments(args)
     with output.timed("starting the coordinator"):
         coordinator = start("coordinator", home.coordinator, arguments, own_session=args.detach)

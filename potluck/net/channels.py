@@ -23,6 +23,7 @@ Options = list[tuple[str, Any]]
 
 MAX_MESSAGE_BYTES = 1 << 20
 """All that is larger is a blob."""
+MAX_STREAMS = 1024
 KEEPALIVE_PERIOD_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 MAX_METADATA_BYTES = 16 << 10
@@ -51,6 +52,8 @@ def server_options() -> Options:
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         # With port sharing a second server on a taken port starts without a word.
         ("grpc.so_reuseport", 0),
+        # Of one connection; `guard.MAX_CALLS` refuses sooner, with a reason.
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
     ]
 
 

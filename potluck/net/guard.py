@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import urllib.parse
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -13,7 +15,7 @@ import grpc.aio
 
 from potluck import telemetry
 from potluck.clock import Clock, SystemClock
-from potluck.errors import JoinError, NotReachable, PotluckError, Refused
+from potluck.errors import JoinError, NotReachable, PotluckError, Refused, ResourceError
 from potluck.ids import NodeId
 from potluck.net.counters import ByteCounter, Plane
 from potluck.net.remote_errors import error_from_id
@@ -23,6 +25,17 @@ ERROR_ID_KEY = "potluck-error-id"
 FIX_KEY = "potluck-fix"
 MAX_TEXT = 2000
 """Characters of a message or fix on the wire; metadata above 8 KiB may be dropped."""
+MAX_ENCODED = 3000
+"""The same percent-encoded, as gRPC sends it, where a character may take twelve."""
+_SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~\""
+
+MAX_CALLS = 256
+"""Open at once, of one peer: a program that asks a router opens that many; a node opens seven."""
+MAX_STRANGER_CALLS = 16
+"""Open at once from one address without a certificate: a rack that joins behind one address comes in turns."""
+MAX_STRANGERS = 256
+"""Calls without a certificate, over all addresses."""
+ERROR_ID = re.compile(r"[a-z]+(\.[a-z0-9]+(-[a-z0-9]+)*)+")
 
 ANYONE = frozenset({"anyone"})
 EVERY_ROLE = frozenset({"admin", "node", "router", "client"})
@@ -41,6 +54,13 @@ DEFAULT_ACCESS: Mapping[str, frozenset[str]] = {
     "/grpc.reflection.v1alpha.ServerReflection/": EVERY_ROLE,
 }
 """Roles by method, or by service where the key ends in a slash. What is not listed nobody may call."""
+DOOR_ACCESS: Mapping[str, frozenset[str]] = {
+    "/potluck.v1.EnrolService/": ANYONE,
+    "/grpc.health.v1.Health/": ANYONE,
+    "/grpc.reflection.v1.ServerReflection/": ANYONE,
+    "/grpc.reflection.v1alpha.ServerReflection/": ANYONE,
+}
+"""Of the enrolment server: nobody there has a certificate yet. What reflection tells stands in the source."""
 
 log = telemetry.logger(__name__)
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
@@ -68,6 +88,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         self._plane = plane
         self._clock = clock or SystemClock()
         self._streams: dict[NodeId, set[Context]] = {}
+        self._strangers: Counter[str] = Counter()
 
     async def intercept_service(
         self,
@@ -119,12 +140,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
         peer = peer_of(context)
-        refusal = self._refusal(method, peer)
+        address = "" if peer is not None else _host_of(context)
+        refusal = self._refusal(method, peer) or self._crowded(peer, address)
         if refusal is not None:
             log.fact("call-refused", method=method, peer=peer, error_id=refusal.error_id)
             await _abort(context, refusal)
         if peer is not None:
             self._streams.setdefault(peer.node_id, set()).add(context)
+        else:
+            self._strangers[address] += 1
         try:
             yield
         except grpc.aio.AbortError:
@@ -140,6 +164,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 contexts.discard(context)
                 if not contexts:
                     del self._streams[peer.node_id]
+            else:
+                self._strangers[address] -= 1
+                if not self._strangers[address]:
+                    del self._strangers[address]
 
     def _refusal(self, method: str, peer: Peer | None) -> PotluckError | None:
         service = method[: method.rfind("/") + 1]
@@ -162,6 +190,17 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 "use an identity of that role",
             )
         return None
+
+    def _crowded(self, peer: Peer | None, address: str) -> PotluckError | None:
+        if peer is not None:
+            num_open, most, who = len(self._streams.get(peer.node_id, ())), MAX_CALLS, f"{peer.role} {peer.node_id}"
+        else:
+            num_open, most, who = self._strangers[address], MAX_STRANGER_CALLS, "this address"
+            if self._strangers.total() >= MAX_STRANGERS:
+                num_open, most, who = MAX_STRANGERS, MAX_STRANGERS, "machines without a certificate"
+        if num_open < most:
+            return None
+        return ResourceError("resource.too-many-calls", f"{num_open} calls of {who} are open", "wait for one to end")
 
     def _counting(self, translate: Any, direction: Any) -> Any:
         """Counts at the codec: it is the one place that sees each message, unary or streamed, as bytes."""
@@ -200,6 +239,9 @@ def error_from_rpc(error: grpc.RpcError) -> PotluckError:
         return NotReachable("net.timeout", f"no answer in time: {details}", "try again; check the network")
     if code == grpc.StatusCode.CANCELLED:
         return NotReachable("net.cancelled", f"the call was cancelled: {details}", "try again")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        what = f"a message is too large, or the other side too busy: {details}"
+        return ResourceError("resource.refused-by-grpc", what, "send less at once; what is large goes as a blob")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return Refused("refused.unknown-call", f"the other side does not know this call: {details}", "check the port")
     return PotluckError("bug.remote", f"{code.name}: {details}", "see the other side's log")
@@ -220,11 +262,25 @@ def rpc_errors() -> Iterator[None]:
 
 
 async def _abort(context: Context, error: PotluckError) -> NoReturn:
-    fix = urllib.parse.quote(error.fix[:MAX_TEXT], safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"")[: 2 * MAX_TEXT]
     status = grpc.StatusCode[error.grpc_status]
-    trailing = ((ERROR_ID_KEY, error.error_id), (FIX_KEY, fix))
-    await context.abort(status, error.message[:MAX_TEXT], trailing)
+    # Ids and texts may be those of a peer: only a sound id is a key, and both texts must fit into metadata.
+    error_id = error.error_id if ERROR_ID.fullmatch(error.error_id) and len(error.error_id) <= 64 else "bug.remote"
+    trailing = ((ERROR_ID_KEY, error_id), (FIX_KEY, _quoted(error.fix)))
+    await context.abort(status, urllib.parse.unquote(_quoted(error.message)), trailing)
     raise AssertionError("abort does not return")
+
+
+def _quoted(text: str) -> str:
+    """Percent-encoded, of at most `MAX_ENCODED` characters; what is cut off ends with a whole character."""
+    text = text[:MAX_TEXT].encode("utf-8", "replace").decode()
+    while len(quoted := urllib.parse.quote(text, safe=_SAFE)) > MAX_ENCODED:
+        text = text[: max(1, len(text) * MAX_ENCODED // len(quoted)) - 1]
+    return quoted
+
+
+def _host_of(context: Context) -> str:
+    """The caller's address without its port."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 def _generates(behaviour: Any) -> bool:

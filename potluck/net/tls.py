@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -195,12 +196,13 @@ def _request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     fix = "let the joining machine make its request with the same potluck version"
     try:
         request = x509.load_pem_x509_csr(csr_pem)
-    except ValueError as error:
+        key = request.public_key()
+        signed = request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise JoinError("join.bad-request", f"the certificate request cannot be read: {error}", fix) from None
-    key = request.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise JoinError("join.bad-request", "the certificate request is not for a P-256 key", fix)
-    if not request.is_signature_valid:
+    if not signed:
         raise JoinError("join.bad-request", "the certificate request is not signed by its own key", fix)
     return key
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potluck.errors import PotluckError
+from potluck.errors import PotluckError, SpecError
 from potluck.jsontext import MAX_DEPTH, read_json
+from potluck.recipe import Recipe
 from tests.fuzz.bending import RAW, bent, shapeless, spoilt
 from tests.fuzz.seeds import JSON, seeds_of
 from tests.fuzz.seeds import TEXTS as SOUND_TEXTS
@@ -58,3 +61,11 @@ def test_json_may_nest_so_deep_and_no_deeper() -> None:
     assert read_json("[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH) is not None
     with pytest.raises(ValueError):
         read_json("[" * (MAX_DEPTH + 1) + "1" + "]" * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("tag", [{}, [], None, 3, {"name": "adamw"}])
+def test_a_tag_of_another_type_is_refused_with_the_tags_that_there_are(tag: object) -> None:
+    recipe = {**JSON["recipe"], "optimizer": {"name": tag}}
+    with pytest.raises(SpecError) as caught:
+        Recipe.from_json(json.dumps(recipe))
+    assert (caught.value.error_id, caught.value.fix) == ("spec.bad-value", "allowed: adamw, ademamix")

@@ -24,6 +24,7 @@ from potluck.net.address import is_loopback, join_host_port
 from potluck.net.blobs import wire
 from potluck.net.blobs.curve import CurveKeys
 from potluck.net.blobs.store import BlobStore
+from potluck.net.blobs.unclaimed import Unclaimed
 from potluck.net.blobs.uploads import Uploads
 from potluck.net.blobs.window import LARGE_CHUNK
 from potluck.net.counters import ByteCounter, Plane
@@ -34,8 +35,13 @@ ZAP_VERSION = b"1.0"
 TICK_MS = 1_000
 MESSAGES_A_TURN = 64
 """Then handshakes, the clock and a stop get their turn."""
-SEND_QUEUE = 512
-"""Messages per client; a client's window asks for 128 at most."""
+SEND_QUEUE = 160
+"""Messages per client; a client's window asks for 128 at most. One who does not read holds 80 MiB at worst."""
+RECEIVE_QUEUE = 160
+"""Messages per client, for the same reason; beyond it TCP holds the sender up. ZeroMQ's own default is 1000."""
+DOUBT_EVERY_MS = 10_000
+"""One client has a blob hashed so often: hashing holds all others up."""
+MAX_DOUBTERS = 4096
 OPEN_FILES = 32
 MAX_VERIFIED = 256
 TRUST_MS = 60_000
@@ -56,6 +62,8 @@ class BlobServer:
         keys: CurveKeys | None,
         is_allowed: Callable[[str], bool] = lambda _: False,
         may_put: Callable[[str], bool] = lambda _: True,
+        unclaimed: Unclaimed | None = None,
+        is_bounded: Callable[[str], bool] = lambda _: True,
         before_commit: Callable[[Digest], None] = lambda _: None,
         on_damaged: Callable[[Digest], None] = lambda _: None,
         counter: ByteCounter | None = None,
@@ -67,6 +75,8 @@ class BlobServer:
             keys: the server's CURVE keys; None for plain TCP, on loopback only.
             is_allowed: whether a client's public key (Z85) may talk at all; asked at each handshake and each message.
             may_put: whether it may send blobs; asked at each put.
+            unclaimed: what counts against whom; None: a new one of the default size.
+            is_bounded: whether what it sends and nothing names yet counts against it.
             before_commit: called right before a verified, synced blob gets its name.
             on_damaged: called after a blob of this store proved damaged and was removed.
         """
@@ -84,10 +94,18 @@ class BlobServer:
         self.counter = counter or ByteCounter()
         self._clock = clock or SystemClock()
         self._uploads = Uploads(
-            store, send=self._send, before_commit=before_commit, counter=self.counter, clock=self._clock
+            store,
+            send=self._send,
+            before_commit=before_commit,
+            counter=self.counter,
+            clock=self._clock,
+            unclaimed=unclaimed,
+            is_bounded=is_bounded,
         )
         self._files: OrderedDict[Digest, tuple[int, int]] = OrderedDict()
         self._verified: OrderedDict[Digest, int] = OrderedDict()
+        self._doubted: OrderedDict[str, int] = OrderedDict()
+        """When each user's next doubt is looked into."""
         self._thread = threading.Thread(target=self._run, name="blob-server", daemon=True)
 
     def start(self) -> int:
@@ -138,7 +156,7 @@ class BlobServer:
     def _configure(self, router: zmq.Socket[Any]) -> None:
         router.linger = 0
         router.maxmsgsize = wire.MAX_MESSAGE_BYTES
-        router.sndhwm = SEND_QUEUE
+        router.sndhwm, router.rcvhwm = SEND_QUEUE, RECEIVE_QUEUE
         # An unreachable or slow client must be an error here, not a silent loss or a halt of everybody.
         router.router_mandatory = 1
         router.heartbeat_ivl, router.heartbeat_timeout = 1_000, 3_000
@@ -238,7 +256,7 @@ class BlobServer:
         elif isinstance(message, wire.Forget):
             self._uploads.forget(route, message.transfer)
         elif isinstance(message, wire.Doubt):
-            self._doubt(message.digest)
+            self._doubt(user, message.digest)
 
     def _get(self, route: bytes, message: wire.Get) -> None:
         descriptor, size = self._open(message.digest)
@@ -267,11 +285,16 @@ class BlobServer:
             os.close(oldest)
         return known
 
-    def _doubt(self, digest: Digest) -> None:
-        """A client got this blob damaged. Hashing is dear, so a blob found sound is left in peace for a while."""
+    def _doubt(self, user: str, digest: Digest) -> None:
+        """A client got this blob damaged. Hashing is dear: blob and client are both left alone for a while after."""
         now_ms = self._clock.monotonic_ms()
         if not self._store.has(digest) or now_ms < self._verified.get(digest, now_ms):
             return
+        if now_ms < self._doubted.get(user, now_ms):
+            return
+        self._doubted[user] = now_ms + DOUBT_EVERY_MS
+        if len(self._doubted) > MAX_DOUBTERS:
+            self._doubted.popitem(last=False)
         if self._store.verify(digest):
             self._verified[digest] = now_ms + TRUST_MS
             if len(self._verified) > MAX_VERIFIED:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from potluck import telemetry
 from potluck.clock import Clock
-from potluck.errors import DataError, ResourceError
+from potluck.errors import DataError, Refused, ResourceError
 from potluck.ids import Digest, short
 from potluck.net.blobs import wire
 from potluck.net.blobs.store import BlobStore, Partial
+from potluck.net.blobs.unclaimed import Unclaimed
 from potluck.net.blobs.window import Window
 from potluck.net.counters import ByteCounter, Plane
 
@@ -19,6 +21,10 @@ TAKE_OVER_MS = 2_000
 """A sender silent for so long loses its upload to the next who offers the blob."""
 IDLE_UPLOAD_MS = 60_000
 MAX_UPLOADS = 256
+MAX_UPLOADS_OF_ONE = 16
+"""A client of ours sends four at once; after a lost connection as many again may be open until they are swept."""
+MAX_WAITERS = 64
+"""Connections that may wait for one blob: each node that did the same work, and some that came back."""
 
 log = telemetry.logger(__name__)
 
@@ -52,16 +58,22 @@ class Uploads:
         before_commit: Callable[[Digest], None],
         counter: ByteCounter,
         clock: Clock,
+        unclaimed: Unclaimed | None = None,
+        is_bounded: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """
         Args:
             send: sends a message to a route; False if the client is gone or does not read.
+            unclaimed: what counts against whom.
+            is_bounded: whether what nobody claims counts against a user.
         """
         self._store = store
         self._send = send
         self._before_commit = before_commit
         self._counter = counter
         self._clock = clock
+        self._unclaimed = unclaimed or Unclaimed()
+        self._is_bounded = is_bounded
         self._uploads: dict[Digest, Upload] = {}
         self._windows: dict[bytes, Window] = {}
 
@@ -77,7 +89,7 @@ class Uploads:
             user: the client's public key; empty without CURVE.
 
         Raises:
-            ResourceError: ``resource.quota``, ``resource.disk-full`` or ``resource.uploads``.
+            ResourceError: ``resource.quota``, ``resource.unclaimed``, ``resource.disk-full`` or ``resource.uploads``.
             Refused: ``refused.partial-busy``.
         """
         now_ms = self._clock.monotonic_ms()
@@ -86,6 +98,8 @@ class Uploads:
             return
         upload = self._uploads.get(message.digest)
         if upload is not None and not self._may_take_over(upload, route, user, now_ms):
+            if route not in upload.waiting and len(upload.waiting) >= MAX_WAITERS:
+                raise ResourceError("resource.uploads", f"{MAX_WAITERS} wait for this blob", "try again later")
             upload.waiting[route] = message.transfer
             self._send(route, wire.Wait(transfer=message.transfer), message.plane)
             return
@@ -146,6 +160,8 @@ class Uploads:
         active = {upload.route for upload in self._uploads.values()}
         for route in self._windows.keys() - active:
             del self._windows[route]
+        for digest in self._unclaimed.expired(now_ms):
+            self._remove_piece(digest)
 
     def _may_take_over(self, upload: Upload, route: bytes, user: str, now_ms: int) -> bool:
         # A client that came back has a new route, but its key tells that it is the same.
@@ -155,6 +171,12 @@ class Uploads:
     def _begin(self, route: bytes, user: str, message: wire.Put, now_ms: int) -> Upload:
         if len(self._uploads) >= MAX_UPLOADS:
             raise ResourceError("resource.uploads", f"{MAX_UPLOADS} uploads are open", "try again later")
+        mine = [u.size for u in self._uploads.values() if u.user == user and (user or u.route == route)]
+        if len(mine) >= MAX_UPLOADS_OF_ONE:
+            what = f"{len(mine)} uploads of this machine are open"
+            raise ResourceError("resource.uploads", what, f"send at most {MAX_UPLOADS_OF_ONE} blobs at once")
+        if self._is_bounded(user):
+            self._unclaimed.check(user, message.digest, sum(mine) + message.size)
         partial = self._store.begin(message.digest, message.size)
         upload = Upload(
             digest=message.digest,
@@ -183,13 +205,17 @@ class Uploads:
 
     def _finish(self, upload: Upload) -> None:
         del self._uploads[upload.digest]
+        # Before it can be named, so that it cannot be claimed first.
+        self._note(upload, upload.size, whole=True)
         try:
             upload.partial.finish(self._before_commit)
         except DataError:
             upload.partial.discard()
+            self._unclaimed.claim((upload.digest,))
             raise
         except Exception:
             upload.partial.close()
+            self._note(upload, upload.partial.offset, whole=False)
             raise
         for route, transfer in [(upload.route, upload.transfer), *upload.waiting.items()]:
             self._send(route, wire.Done(transfer=transfer), upload.plane)
@@ -218,3 +244,16 @@ class Uploads:
     def _drop(self, upload: Upload) -> None:
         upload.partial.close()
         del self._uploads[upload.digest]
+        self._note(upload, upload.partial.offset, whole=False)
+
+    def _note(self, upload: Upload, num_bytes: int, *, whole: bool) -> None:
+        if self._is_bounded(upload.user):
+            self._unclaimed.note(upload.user, upload.digest, num_bytes, self._clock.monotonic_ms(), whole=whole)
+
+    def _remove_piece(self, digest: Digest) -> None:
+        """Nobody has continued it for long; one that is coming in just now stays."""
+        if digest in self._uploads:
+            return
+        with contextlib.suppress(Refused):
+            self._store.begin(digest).discard()
+            self._unclaimed.claim((digest,))
