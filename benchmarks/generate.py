@@ -98,7 +98,7 @@ def main() -> None:
                 f"{preset:6s} {ratio} {figure['median']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})", flush=True
             )
     if options.json:
-        options.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

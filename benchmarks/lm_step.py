@@ -1,8 +1,9 @@
 """Tokens per second on one thread: training steps, prefix scoring, and a plain rendition of both to compare with.
 
-    python benchmarks/lm_step.py [--seconds 3]
+    python -m benchmarks.lm_step [--seconds 3] [--json FILE]
 
-Each line is the best of three turns that alternate, so that other work on the machine harms both sides alike.
+Each line has the best of turns that alternate, so that other work on the machine harms both sides alike, and the
+median of the paired ratios with their range.
 The plain rendition runs in a process of its own, since the profile changes how memory is allocated.
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +132,7 @@ def _plain_in_a_process(recipe: Recipe, seconds: float, mode: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
     parser.add_argument("--plain", default="", help=argparse.SUPPRESS)
     parser.add_argument("--mode", default="train", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -138,6 +142,7 @@ def main() -> None:
         return
     cases = [("0.08M", SEQUENCE + 1, "train"), ("0.16M", SEQUENCE + 1, "train"), ("router-24", PREFIX, "train")]
     cases.append(("router-24", PREFIX, "score"))
+    figures: dict[str, dict[str, float]] = {}
     for preset, columns, mode in cases:
         recipe = recipe_of(preset, columns)
         pairs = []
@@ -145,7 +150,13 @@ def main() -> None:
             ours = _potluck_rate(recipe, options.seconds, mode)
             pairs.append((ours, _plain_in_a_process(recipe, options.seconds, mode)))
         best, theirs = (max(side) for side in zip(*pairs, strict=True))
-        print(f"{preset:10s} {mode:6s} {best:9,.0f} tokens/s, plain {theirs:9,.0f}, {best / theirs:.2f} x", flush=True)
+        ratios = sorted(ours / plain for ours, plain in pairs)
+        figure = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+        figures[f"{mode}_vs_plain_{preset}"] = figure
+        spread = f"{figure['median']:.2f} x [{figure['low']:.2f}, {figure['high']:.2f}]"
+        print(f"{preset:10s} {mode:6s} {best:9,.0f} tokens/s, plain {theirs:9,.0f}, {spread}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
