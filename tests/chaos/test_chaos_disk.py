@@ -1,54 +1,31 @@
-"""A disk that is full: the coordinator ends and says so, and goes on once there is room."""
+"""A disk that is full, at every writer: whoever it is says so, and goes on once there is room."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator
+import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 
 from potluck.errors import ResourceError
-from tests.chaos.world import Job, Outcome, begin, outcome
+from tests.chaos.disks import fill, small_disk
+from tests.chaos.world import Job, Outcome, begin, outcome, refused, wait_said
+from tests.integration.conftest import TEXT, World
 from tests.integration.harness import Cluster
 
-SIZE = "16m"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A cluster's folder whose coordinator has a small file system of its own; it takes root to make one."""
-    home = tmp_path / "c" / "coordinator"
-    home.mkdir(parents=True)
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(home)]
-    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode:
-        pytest.skip("it takes root to mount a small file system")
-    try:
-        yield tmp_path / "c"
-    finally:
-        subprocess.run(["umount", str(home)], check=True)
-
-
-def fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file:
-        while True:
-            try:
-                file.write(bytes(4096))
-            except OSError:
-                return
+SIZE_MIB = 16
 
 
 def test_a_full_disk_ends_the_coordinator_and_room_lets_it_go_on(
-    job: Job, undisturbed: Outcome, small_disk: Path
+    job: Job, undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    with Cluster(small_disk) as cluster:
+    with small_disk(tmp_path / "coordinator", SIZE_MIB), Cluster(tmp_path) as cluster:
         coordinator = cluster.start_coordinator()
         cluster.start_node("a")
         run = begin(cluster, job)
         cluster.wait_until(run, lambda info: info.tasks_done >= 1)
-        ballast = cluster.home / "ballast"
-        fill(ballast)
+        ballast = fill(cluster.home)
         assert coordinator.popen.wait(timeout=60) == ResourceError.exit_code
         assert "[resource.disk-full]" in coordinator.tail()
         assert "fix: " in coordinator.tail()
@@ -71,3 +48,80 @@ def test_a_run_that_the_quota_stopped_goes_on_when_it_is_started_again_with_a_la
         cluster.start_coordinator()
         assert cluster.start_run(job.spec) == run
         assert outcome(cluster, run) == undisturbed
+
+
+@pytest.mark.parametrize("where", ["", pytest.param("blobs", marks=pytest.mark.long)], ids=["home", "cache"])
+def test_a_node_without_room_asks_for_no_work_until_there_is_some_and_metrics_without_room_end_alone(
+    where: str, job: Job, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    with (
+        small_disk(tmp_path / "a" / where, SIZE_MIB) as disk,
+        small_disk(tmp_path / "metrics", 1) as metrics,
+        Cluster(tmp_path) as cluster,
+    ):
+        fill(metrics)
+        coordinator = cluster.start_coordinator("--metrics", str(metrics))
+        node = cluster.start_node("a")
+        run = begin(cluster, job)
+        cluster.wait_until(run, lambda info: info.tasks_done >= 2)
+        ballast = fill(disk)
+        wait_said(node, "no-room")
+        ballast.unlink()
+        assert outcome(cluster, run) == undisturbed
+        assert node.popen.poll() is None
+        assert "room-again" in node.log.read_text()
+        assert "metrics-stopped" in coordinator.log.read_text()
+        assert "Traceback" not in cluster.tails()
+
+
+def test_a_node_that_starts_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "a", 1) as disk, Cluster(tmp_path) as cluster:
+        cluster.start_coordinator()
+        assert cluster.start_node("a").stop() == 0
+        fill(disk)
+        refusal = refused("expert_node", "--home", str(disk))
+        assert refusal.exit_code == ResourceError.exit_code
+        assert refusal.says("resource.disk-full")
+
+
+@pytest.mark.long
+def test_a_run_that_a_full_disk_of_blobs_stopped_goes_on_when_it_is_started_again_with_room(
+    job: Job, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "coordinator" / "blobs", SIZE_MIB) as disk, Cluster(tmp_path) as cluster:
+        cluster.start_coordinator()
+        cluster.start_node("a")
+        run = begin(cluster, job)
+        cluster.wait_until(run, lambda info: info.tasks_done >= 2)
+        ballast = fill(disk)
+        info = cluster.wait_ended(run)
+        assert info.state == "failed"
+        assert "no room left" in info.reason
+        ballast.unlink()
+        assert cluster.start_run(job.spec) == run
+        assert outcome(cluster, run) == undisturbed
+
+
+def test_a_router_that_cannot_keep_its_view_serves_it_all_the_same_and_starts_from_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+
+    async def scenario(disk: Path) -> None:
+        world = World(disk.parent)
+        first, second = world.view(), world.view(seed=200)
+        async with world.router() as router, router.client() as client:
+            router.offer(first, 1)
+            await router.attach("n", first, second)
+            await router.serving()
+            ballast = fill(disk)
+            router.offer(second, 2)
+            while (await client.route(TEXT)).view_version != 2:
+                await asyncio.sleep(0)
+        assert "view-not-kept" in capfd.readouterr().err
+        ballast.unlink()
+        async with world.router() as router, router.client() as client:
+            assert (await client.route(TEXT)).view_version == 1
+
+    with small_disk(tmp_path / "router", 4) as disk:
+        asyncio.run(asyncio.wait_for(scenario(disk), 60))

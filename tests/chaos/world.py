@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.reference.languages import write_languages
 
 GONE_S = 10.0
 DEATH_S = 60.0
+LOOK_S = 0.05
+"""Between two looks into a log file, which nobody can be told of."""
 SHAPE = ModelShape(hidden=16, layers=1, heads=2, ffn=32)
 Link = tuple[int, int, str, str]
 """Start step, end step, parent, child of a commit."""
@@ -133,6 +136,14 @@ def deaths(log: Path) -> list[str]:
 def place(death: str) -> str:
     """The name of a crash point without the number of the pass."""
     return death.rpartition(":")[0]
+
+
+def wait_said(daemon: Daemon, text: str) -> None:
+    """Waits until a daemon has logged something."""
+    deadline = time.monotonic() + DEATH_S
+    while text not in daemon.log.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, f"{daemon.name} never said {text!r}:\n{daemon.tail()}"
+        time.sleep(LOOK_S)
 
 
 def children_of(daemon: Daemon) -> list[psutil.Process]:

@@ -1,0 +1,40 @@
+"""The checkpoints for a node's own restart: a death in the middle of one, and a disk that takes none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.disks import fill, small_disk
+from tests.integration.test_node_resume import Lineages
+
+
+@pytest.fixture
+def lineages(tmp_path: Path) -> Lineages:
+    return Lineages(tmp_path)
+
+
+def test_a_worker_killed_in_the_middle_of_local_checkpoints_resumes_to_the_chain_of_an_unbroken_one(
+    lineages: Lineages,
+) -> None:
+    lineage = lineages.new("broken")
+    for at_pass in (3, 5):
+        with lineages.worker(POTLUCK_CRASH_AT=f"worker.mid-local-checkpoint:{at_pass}") as worker:
+            assert lineage.train(worker) == "killed"
+    with lineages.worker() as worker:
+        assert lineage.train(worker) == "done"
+    assert lineage.chain() == lineages.unbroken()
+    assert lineages.facts("resumed-locally")
+
+
+def test_without_room_for_local_checkpoints_training_goes_on_to_the_same_chain(
+    lineages: Lineages, tmp_path: Path
+) -> None:
+    lineage = lineages.new("full")
+    with small_disk(tmp_path / "disk", 1) as disk, lineages.worker() as worker:
+        lineage.local = disk / "local"
+        fill(disk)
+        assert lineage.train(worker) == "done"
+    assert lineage.chain() == lineages.unbroken()
+    assert lineages.facts("local-checkpoint-failed")
