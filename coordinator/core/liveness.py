@@ -60,7 +60,10 @@ def on_session_closed(state: State, event: SessionClosed) -> list[Effect]:
     if session.num_open > 0:
         return []
     address = ephemeral.router_addresses.get(event.node)
+    heard_ms = ephemeral.last_heard_ms[event.node]
     ephemeral.forget_node(event.node)
+    # People ask since when a node is away.
+    ephemeral.last_heard_ms[event.node] = heard_ms
     if address is not None and not event.orderly:
         # A router serves without its coordinator: nodes stay attached until it says goodbye.
         ephemeral.router_addresses[event.node] = address

@@ -8,7 +8,7 @@ from pathlib import Path
 from potluck.commands.home import home_option, open_home
 from potluck.commands.offline import offline
 from potluck.commands.options import add_common
-from potluck.commands.output import Output
+from potluck.commands.output import Output, command_name
 from potluck.formatting import human_bytes
 
 
@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
         lacking = len(made["missing"]) + len(made["damaged"])
         output.note(f"warning: {lacking} blob(s) were missing or damaged already when the backup was taken")
     output.note("let the coordinator it was taken from never run again: two of them would tell nodes different things")
-    elsewhere = [
-        "potluck join --coordinator HOST:PORT   # on each node's machine; routers: potluck router --coordinator"
-    ]
     output.next_step(
-        f"potluck up{home_option(home)}   # here, with the --host and --port you want", elsewhere=elsewhere
+        elsewhere=[
+            f"{command_name()} up{home_option(home)}   # here; --host and --port as you want",
+            "potluck join --coordinator HOST:PORT   # then on each node's machine",
+            "potluck router --coordinator HOST:PORT   # and on each router's",
+        ]
     )
     return 0
