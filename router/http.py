@@ -23,6 +23,8 @@ from router.desk import Desk, Prompt, checked_sampling
 
 MAX_HEADER_BYTES = 16_384
 MAX_BODY_BYTES = 1 << 20
+MAX_LENGTH_DIGITS = 20
+"""Of a Content-Length; Python reads no more than some thousands, and then not as a refusal."""
 READ_TIMEOUT_S = 10
 """Longest time a client may take to send its request."""
 MAX_CONNECTIONS = 256
@@ -204,7 +206,8 @@ async def _read_request(reader: asyncio.StreamReader) -> HttpRequest:
     if "origin" in headers:
         raise _wrong(403, "the request comes from a web page", "this bridge has no keys; call it from a program")
     length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length) > MAX_BODY_BYTES or "transfer-encoding" in headers:
+    is_number = length.isascii() and length.isdigit() and len(length) <= MAX_LENGTH_DIGITS
+    if not is_number or int(length) > MAX_BODY_BYTES or "transfer-encoding" in headers:
         raise _wrong(400, f"Content-Length {length[:20]!r}", f"send a body of known length, at most {MAX_BODY_BYTES}")
     raw = await reader.readexactly(int(length))
     try:

@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potluck.errors import DataError
+from potluck.ids import RunId, digest_bytes
 from potluck.lm.model import load_decoder
 from potluck.lm.tensors import load_tensors
+from router.placing import Files
+from router.score import RouterModels
+from router.view import View
 from sampling.cluster_tree import Level, Tree
 from sampling.embed_lsi import LsiEncoder
 from tests.fuzz.bending import shapeless, spoilt
@@ -153,3 +157,24 @@ def test_weights_of_another_model_are_refused_by_their_header_without_reading_th
     assert caught.value.error_id == "data.wrong-weights"
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("weights", [b"", b"garbage", safetensors({}, b""), safetensors(b"[" * 9000, b"")])
+def test_no_weights_that_a_node_committed_end_a_router(weights: bytes, tmp_path: Path) -> None:
+    digest = digest_bytes(weights)
+    (tmp_path / digest).write_bytes(weights)
+    view = View(
+        run=RunId(digest),
+        name="first",
+        method="smalltalk",
+        tokenizer=digest,
+        sequence_length=16,
+        prefix_length=4,
+        expert_model=TINY,
+        router_model=TINY,
+        routers=(digest, digest),
+        slots={},
+    )
+    with pytest.raises(DataError) as caught:
+        RouterModels.load(view, Files(paths={digest: tmp_path / digest}, scratch=tmp_path))
+    assert caught.value.error_id.startswith("data.")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.collector import closure
 from potluck.errors import PotluckError, SpecError
+from potluck.ids import digest_bytes
 from potluck.jsontext import MAX_DEPTH, read_json
+from potluck.net.blobs.store import BlobStore
 from potluck.recipe import Recipe
 from tests.fuzz.bending import RAW, bent, shapeless, spoilt
 from tests.fuzz.seeds import JSON, seeds_of
@@ -69,3 +74,14 @@ def test_a_tag_of_another_type_is_refused_with_the_tags_that_there_are(tag: obje
     with pytest.raises(SpecError) as caught:
         Recipe.from_json(json.dumps(recipe))
     assert (caught.value.error_id, caught.value.fix) == ("spec.bad-value", "allowed: adamw, ademamix")
+
+
+@settings(max_examples=60)
+@given(data=bent(JSON["labels"]) | shapeless())
+def test_no_blob_that_a_node_put_stops_the_collector(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store, digest = BlobStore(Path(folder)), digest_bytes(data)
+        place = Path(folder) / digest[:2] / digest
+        place.parent.mkdir()
+        place.write_bytes(data)
+        assert digest in closure(store, [digest])
