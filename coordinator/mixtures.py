@@ -11,7 +11,7 @@ from potluck.ids import Digest, short
 from potluck.jsontext import read_json
 from potluck.net.blobs.store import BlobStore
 from sampling.labels import Labels, parse_labels
-from sampling.mixture import SUM_TOLERANCE, Mixture, natural, normalised, supported
+from sampling.mixture import MAX_WEIGHT, SUM_TOLERANCE, Mixture, natural, normalised, supported
 from sampling.traffic import traffic_mixture
 
 MAX_DOMAINS = 4096
@@ -114,7 +114,7 @@ def _check_named(named: Mapping[str, float], labels: Labels) -> None:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise _bad(f"unknown domains: {listed}{more}", "`potluck mix show --all` lists the domains")
     for name, weight in named.items():
-        if not 0 <= weight < math.inf:
+        if not 0 <= weight <= MAX_WEIGHT:
             raise _bad(f"weight of {name!r} is {weight!r}", "allowed: finite numbers, 0 or more")
         if weight and not labels.sizes[name]:
             raise _bad(f"domain {name!r} has no rows in this corpus", "leave it out, or give it 0")

@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator import wire
+from coordinator.mixtures import completed, from_traffic
 from coordinator.traffic import MAX_REQUESTS, Counter
 from coordinator.wire_events import decode_event, encode_event
 from potluck.errors import PotluckError
 from potluck.ids import digest_bytes
 from potluck.v1 import node_pb2
-from tests.fuzz.targets import MESSAGES, NODE
+from sampling.labels import parse_labels
+from tests.fuzz.seeds import JSON
+from tests.fuzz.targets import MESSAGES, NODE, survives
 
 NUMBERS: dict[int, tuple[int, int]] = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -105,3 +108,21 @@ def test_counts_that_a_router_makes_up_stay_within_the_partition_and_the_bound(t
     assert counter.counts.keys() <= {"x"}
     assert all(0 < count <= MAX_REQUESTS for count in counter.counts.values())
     assert 0 <= counter.unknown <= MAX_REQUESTS * len(told)
+
+
+LABELS = parse_labels(JSON["labels"])
+
+
+@example(named={"a": 1e308, "b": 1e308}, others_zero=False)  # a sum of finite numbers that is not
+@given(named=st.dictionaries(st.sampled_from(["a", "b", "c", "", "\0"]), FLOATS, max_size=4), others_zero=st.booleans())
+def test_weights_of_any_numbers_are_a_mixture_or_refused_with_a_stable_id(
+    named: dict[str, float], others_zero: bool
+) -> None:
+    survives(lambda: completed(named, LABELS, others_zero=others_zero))
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 2**62), max_size=2), FLOATS | st.none())
+def test_counts_and_a_prior_of_any_numbers_are_a_mixture_or_refused_with_a_stable_id(
+    counts: dict[str, int], prior: float | None
+) -> None:
+    survives(lambda: from_traffic(counts, LABELS, prior_requests=prior))
