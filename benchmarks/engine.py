@@ -134,7 +134,7 @@ def print_figures(figures: Figures) -> None:
 
 
 def run_variants(preset: str, sequence: int, options: Options) -> Figures:
-    """The product's step under other profiles, over plain float32 on the same device."""
+    """The product's step under other profiles, over plain float32: by processor time on a CPU, else by wall time."""
     device = options.profile.device
     profiles = {
         "float32": Profile(device=device),
@@ -152,13 +152,19 @@ def run_variants(preset: str, sequence: int, options: Options) -> Figures:
             contestants[name] = stack.enter_context(closing(contestant))
         warm_up, rounds = contest(contestants, options.pairs, options.seconds)
     print(f"{preset}, rows of {sequence}: profiles over float32, {options.pairs} rounds")
+    clock = "cpu_seconds" if device == "cpu" else "seconds"
     for name in profiles:
-        figure = figures[f"{name}_vs_float32"] = median_with_interval(ratios(rounds, name, "float32"))
+        figure = figures[f"{name}_vs_float32"] = median_with_interval(ratios(rounds, name, "float32", clock=clock))
         figure["first_step_seconds"] = warm_up[name].first_step_seconds
         spread = f"{figure['median']:6.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]"
         print(f"  {name:18s} {spread}  first step {figure['first_step_seconds']:6.1f} s", flush=True)
     del figures["float32_vs_float32"]
     return figures
+
+
+def write_figures(path: Path, about: Mapping[str, str], figures: Figures) -> None:
+    rounded = {name: {key: round(value, 4) for key, value in figure.items()} for name, figure in figures.items()}
+    path.write_text(json.dumps({"machine": about, "figures": rounded}, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, str]:
@@ -185,10 +191,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="2.5M", help="the larger of the two sizes")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--seconds-per-turn", type=float, default=3.0)
+    parser.add_argument("--larger-only", action="store_true", help="spare the smaller size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on an accelerator, else float32")
     parser.add_argument("--compile", action="store_true", help="compile every contestant")
-    parser.add_argument("--variants", action="store_true", help="time dtypes and compile instead")
+    parser.add_argument("--variants", action="store_true", help="time dtypes and compile instead, at --preset")
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds, no eager, no AdEMAMix")
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures; those of the smaller end in its name")
     return parser.parse_args(arguments)
@@ -213,15 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(pairs=2, seconds=0.1, profile=profile, attentions=("sdpa",), ademamix=False)
         sizes = [(*QUICK, "")]
     figures: Figures = {}
-    for preset, sequence, suffix in sizes:
-        if told.variants:
-            found = run_variants(preset, sequence, options)
-            figures |= {name + suffix: figure for name, figure in found.items()}
-        else:
-            figures |= run_size(preset, sequence, suffix, options)
-    if told.json:
-        rounded = {name: {k: round(v, 4) for k, v in figure.items()} for name, figure in figures.items()}
-        told.json.write_text(json.dumps({"machine": about, "figures": rounded}, indent=2) + "\n", encoding="utf-8")
+    for size in sizes[:1] if told.variants or told.larger_only else sizes:
+        figures |= run_variants(*size[:2], options) if told.variants else run_size(*size, options)
+        if told.json:  # After each size: a long run that is ended early leaves what it found.
+            write_figures(told.json, about, figures)
     return 0
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.engine_node FOLDER
 
-Speaks as `benchmarks.engine_loops` does. Between turns the worker's group is stopped by a signal, so its clock
-runs on and local checkpoints fall due more often than they would in a node that trains all the time. A turn is
-timed from one progress frame to another, each sent right after a step.
+Speaks as `benchmarks.engine_loops` does. Between turns the worker's group is stopped by a signal while its clock
+runs on: the interval between local checkpoints is lengthened by the number of contestants, so that they fall due
+about as often for the steps done as in a node that trains all the time. A turn is timed from one progress frame
+to another, each sent right after a step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import psutil
 from benchmarks.engine_loops import MIB, peak_rss_bytes
 from benchmarks.engine_setting import LAST_STEP, Setting
 from expert_node import events as on
+from expert_node import workshop
 from expert_node.child import GroupNote
 from expert_node.frames import Message
 from expert_node.outbox import Outbox
@@ -36,6 +38,7 @@ from potluck.ids import NO_DIGEST, Digest, Fence, canonical_json
 from potluck.metrics_sinks import open_recorder
 from potluck.v1 import node_pb2
 
+CONTESTANTS = 4
 HEARTBEAT_SECONDS = 1.0
 FENCE = Fence(1)
 
@@ -162,6 +165,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def serve(folder: Path) -> None:
+    workshop.LOCAL_CHECKPOINT_MS *= CONTESTANTS
     node = Node(folder, Setting.load(folder))
     await node.start()
     try:
