@@ -7,6 +7,8 @@ from typing import Any
 
 MAX_DEPTH = 64
 """No format of ours nests deeper than eight; what walks over a value must not run out of stack."""
+MAX_CONTAINERS = 1 << 20
+"""Lists and objects: each takes 20 times the memory of its two characters, and the parser lets nobody else run."""
 MAX_DIGITS = 20
 """Of a whole number and its sign: every one of 64 bits; each fits into a float."""
 
@@ -15,15 +17,24 @@ def read_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, nests deeper than `MAX_DEPTH`, holds a NaN or an infinity, a number too
-            large, or half of a surrogate pair, which UTF-8 cannot say.
+        ValueError: it is not JSON, nests deeper than `MAX_DEPTH`, has too many parts, holds a NaN or an infinity, a
+            number too large, or half of a surrogate pair, which UTF-8 cannot say.
     """
+    # Brackets in strings count too: a text of so many is none that people send.
+    if len(text) > MAX_CONTAINERS and _num_brackets(text) > MAX_CONTAINERS:
+        raise ValueError(f"it has more than {MAX_CONTAINERS} lists and objects")
     try:
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError(f"it nests deeper than {MAX_DEPTH}") from None
     _check(value)
     return value
+
+
+def _num_brackets(text: str | bytes) -> int:
+    if isinstance(text, str):
+        return text.count("{") + text.count("[")
+    return text.count(b"{") + text.count(b"[")
 
 
 def _check(value: Any) -> None:

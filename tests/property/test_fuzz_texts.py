@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator.collector import closure
 from potluck.errors import PotluckError, SpecError
 from potluck.ids import digest_bytes
-from potluck.jsontext import MAX_DEPTH, read_json
+from potluck.jsontext import MAX_CONTAINERS, MAX_DEPTH, read_json
 from potluck.net.blobs.store import BlobStore
 from potluck.recipe import Recipe
 from tests.fuzz.bending import RAW, bent, shapeless, spoilt
@@ -60,6 +60,13 @@ def test_what_no_peer_of_ours_writes_is_a_value_error(text: str) -> None:
     for wrapped in (text, f'{{"a": {text}}}'):
         with pytest.raises(ValueError):
             read_json(wrapped)
+
+
+def test_json_of_very_many_lists_is_refused_before_it_is_parsed() -> None:
+    for text in ("[" + "[]," * MAX_CONTAINERS + "[]]", b"[" + b"{}," * MAX_CONTAINERS + b"[]]"):
+        with pytest.raises(ValueError, match="lists and objects"):
+            read_json(text)
+    assert len(read_json(json.dumps({"text": "[" * (MAX_CONTAINERS - 100)}))["text"]) == MAX_CONTAINERS - 100
 
 
 def test_json_may_nest_so_deep_and_no_deeper() -> None:
