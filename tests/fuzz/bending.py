@@ -27,8 +27,8 @@ RAW = [
 """Texts that no value of ours is written as."""
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**19, 0.0, -0.5, 1e308, 5e-324, "", "x", "a/../b",
-    "\0", "é" * 300, "x" * 5000, "0" * 64, "g" * 64, digest_bytes(b"odd"), [], [[]], {}, {"": {}}, {"kind": "stream"}, DEEP,
-    ["a", 1, None], {"a": float(2**70)},
+    "\0", "é" * 300, "x" * 5000, "0" * 64, "g" * 64, digest_bytes(b"odd"), [], [[]], {}, {"": {}}, {"kind": "stream"},
+    DEEP, ["a", 1, None], {"a": float(2**70)},
 ]  # fmt: skip
 MARK = "<raw>"
 

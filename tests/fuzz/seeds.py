@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from potluck.ids import digest_bytes
-from potluck.v1 import node_pb2
+from potluck.net.blobs import wire
+from potluck.v1 import common_pb2, node_pb2
 from tests.fuzz.targets import TINY
 
 D = [digest_bytes(bytes([number])) for number in range(6)]
@@ -152,17 +156,88 @@ def weight_file(prefixes: tuple[str, ...] = ("",)) -> tuple[dict[str, Any], byte
     return header, bytes(end)
 
 
+def encoder_file() -> bytes:
+    """A fitted LSI encoder of four terms and two dimensions."""
+    header = {"kind": "lsi", "version": 1, "features": 1024, "char_ngrams": [2, 3]}
+    return _arrays(
+        header,
+        {
+            "columns": np.arange(4, dtype=np.int32),
+            "idf": np.ones(4, np.float32),
+            "components": np.ones((4, 2), np.float32),
+        },
+    )
+
+
+def tree_file() -> bytes:
+    """A tree of two levels and three leaves."""
+    header = {"kind": "tree", "version": 1, "branch": 2, "depth": 2, "spherical": False}
+    return _arrays(
+        header,
+        {
+            "codes-0": np.array([0, 1]),
+            "centroids-0": np.ones((2, 3), np.float32),
+            "codes-1": np.array([0, 1, 3]),
+            "centroids-1": np.ones((3, 3), np.float32),
+        },
+    )
+
+
+def array_file() -> bytes:
+    """Two rows of three tokens as `.npy`."""
+    file = io.BytesIO()
+    np.save(file, np.arange(6, dtype=np.uint16).reshape(2, 3), allow_pickle=False)
+    return file.getvalue()
+
+
+def data_messages() -> list[bytes]:
+    """Frames of the data plane, a byte that msgpack never uses between header and payload."""
+    chunk = wire.Chunk(transfer=1, offset=0, size=9, sha256=bytes(32), payload=b"payload")
+    said: list[wire.Message] = [
+        wire.Get(transfer=1, digest=D[0], offset=0, length=9, plane="weights"),
+        wire.Put(transfer=1, digest=D[0], size=9, plane="corpus"),
+        wire.No(transfer=1, error_id="data.missing-blob", message="m", fix="f"),
+        wire.Doubt(transfer=0, digest=D[0]),
+        chunk,
+    ]
+    return [b"\xc1".join(bytes(frame) for frame in wire.encode(message)) for message in said]
+
+
+def _arrays(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    return save(dict(arrays), metadata={"header": json.dumps(header)})
+
+
+_FILES: Mapping[str, Callable[[], bytes]] = {
+    "weights": lambda: safetensors(*weight_file()),
+    "optimizer": lambda: safetensors(*weight_file(("exp_avg.", "exp_avg_sq."))),
+    "lsi-encoder": encoder_file,
+    "tree": tree_file,
+    "array": array_file,
+    "worker-frame": lambda: b"\x82\xa4type\xa5ready\xa5fence\x00",
+    "commit": lambda: node_pb2.CommitRequest(
+        lineage=D[0], end_step=3, child=D[1], weights=D[2], optimizer=D[3]
+    ).SerializeToString(),
+    "complete-task": lambda: node_pb2.CompleteTaskRequest(
+        task=D[0], blobs=[common_pb2.NamedDigest(name="a", digest=D[1])], figures_json='{"a": 1}'
+    ).SerializeToString(),
+    "heartbeat": lambda: node_pb2.Heartbeat(fence=1, step=2, loss=1.5, activity="training").SerializeToString(),
+    "serving": lambda: node_pb2.ServingState(
+        slots=[node_pb2.ServingSlot(run=D[0], slot="expert-0", weights=D[1], state="ready")]
+    ).SerializeToString(),
+    "lease": lambda: node_pb2.Lease(
+        fence=1, task=node_pb2.TaskWork(task=D[0], kind="score", params_json="{}")
+    ).SerializeToString(),
+}
+
+
 def seeds_of(target: str) -> list[bytes]:
-    """Sound inputs of a target, to begin from; none for what has no format to keep to."""
+    """Sound inputs of a target, to begin from; none for the few that need none."""
     if target in JSON:
         return [json.dumps(JSON[target]).encode()]
     if target in TEXTS:
         return [TEXTS[target]]
-    if target == "weights":
-        return [safetensors(*weight_file())]
-    if target == "optimizer":
-        return [safetensors(*weight_file(("exp_avg.", "exp_avg_sq.")))]
-    if target == "commit":
-        commit = node_pb2.CommitRequest(lineage=D[0], end_step=3, child=D[1], weights=D[2], optimizer=D[3])
-        return [commit.SerializeToString()]
-    return []
+    if target == "data-plane":
+        return data_messages()
+    return [_FILES[target]()] if target in _FILES else []

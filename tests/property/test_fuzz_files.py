@@ -8,7 +8,6 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from potluck.lm.tensors import load_tensors
 from router.placing import Files
 from router.score import RouterModels
 from router.view import View
-from sampling.cluster_tree import Level, Tree
+from sampling.cluster_tree import Tree
 from sampling.embed_lsi import LsiEncoder
 from tests.fuzz.bending import shapeless, spoilt
 from tests.fuzz.seeds import safetensors, seeds_of, weight_file
@@ -30,38 +29,9 @@ NUMBERS = st.sampled_from([-1, 0, 1, 3, 4, 16, 2**31, 2**53, 2**63, 2**64, 10**3
 DTYPES = st.sampled_from(["F32", "F64", "BF16", "I64", "U8", "BOOL", "C64", "F8_E4M3", "F4", "X", "", 3, None])
 
 
-def an_encoder(path: Path) -> bytes:
-    arrays = {"columns": np.arange(4, dtype=np.int32), "idf": np.ones(4, np.float32)}
-    LsiEncoder(features=1024, char_ngrams=(2, 3), **arrays, components=np.ones((4, 2), np.float32)).save(path)
-    return path.read_bytes()
-
-
-def a_tree(path: Path) -> bytes:
-    levels = (
-        Level(codes=np.array([0, 1]), centroids=np.ones((2, 3), np.float32)),
-        Level(codes=np.array([0, 1, 3]), centroids=np.ones((3, 3), np.float32)),
-    )
-    Tree(branch=2, spherical=False, levels=levels).save(path)
-    return path.read_bytes()
-
-
-def an_array(path: Path) -> bytes:
-    np.save(path, np.arange(6, dtype=np.uint16).reshape(2, 3), allow_pickle=False)
-    return path.read_bytes()
-
-
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("sound")
-    return {
-        "weights": seeds_of("weights")[0],
-        "optimizer": seeds_of("optimizer")[0],
-        "lsi-encoder": an_encoder(folder / "e"),
-        "tree": a_tree(folder / "t"),
-        "array": an_array(folder / "a.npy"),
-        "data-plane": b"\x81\xa1t\xa3get",
-        "worker-frame": b"\x81\xa4type\xa5ready",
-    }
+def sound() -> dict[str, bytes]:
+    return {name: seeds_of(name)[0] for name in BINARIES}
 
 
 @pytest.mark.parametrize("name", sorted(BINARIES))
