@@ -127,6 +127,8 @@ class Relay:
             peers[client], peers[server] = (server, "up"), (client, "down")
         elif end in peers:
             other, way = peers[end]
+            if self._room(way) == 0:
+                return  # Held since it was looked at; to receive nothing would look like the end.
             try:
                 data = end.recv(min(65_536, self._room(way)))
                 if data:
