@@ -42,7 +42,7 @@ def trains(info: admin_pb2.RunInfo) -> bool:
         pytest.param([f"{MID_COMMIT}:{n}" for n in (1, 2, 4, 6)], marks=pytest.mark.long),
         pytest.param([f"{MID_COMPLETE}:{n}" for n in (1, 2, 3, 4)], marks=pytest.mark.long),
         pytest.param(
-            [f"node.mid-task.{kind}:1" for kind in ("tokenise", "fit", "score", "assign", "assign", "eval")],
+            [f"node.mid-task.{kind}:1" for kind in ("fit", "tokenise", "score", "assign", "assign", "eval")],
             marks=pytest.mark.long,
         ),
     ],
