@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tarfile
@@ -17,6 +16,7 @@ from coordinator.journal import problems_of
 from potluck.durable import sync_folder
 from potluck.errors import DataError, UsageError
 from potluck.ids import READ_BYTES, Digest, is_digest
+from potluck.jsontext import read_json
 from potluck.net.blobs.store import disk_errors
 
 MAX_MANIFEST_BYTES = 256 << 20
@@ -101,13 +101,13 @@ def _manifest(parts: _Parts, source: Path) -> Backup:
     """`backup.json`, and nothing in it that leads out of the home."""
     try:
         with parts.open(MANIFEST) as file:
-            told = json.loads(file.read(MAX_MANIFEST_BYTES))
+            told = read_json(file.read(MAX_MANIFEST_BYTES))
         found = told["format"]
         if found != FORMAT:
             what, fix = f"{source} has format {found}, this release knows {FORMAT}", "use the release that wrote it"
             raise DataError("data.backup-format", what, fix)
         return _read_manifest(told)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         what = f"{source}: {MANIFEST} is missing or damaged: {error}"
         raise DataError("data.not-a-backup", what, "name what `potluck backup` wrote, as it wrote it") from None
 

@@ -94,13 +94,14 @@ def _examine(home: Home, host: str, port: int) -> list[Check]:
     from potluck.doctor.identity import check_certificate
 
     now = datetime.datetime.now(datetime.UTC)
+    kept, doubts = _identities(home)
     members = [
         dataclasses.replace(member, host=host or member.host, control_port=port or member.control_port)
-        for member in _identities(home)
+        for member in kept
     ]
     needs, nodes = _asked_of_coordinator(members)
     checks = machine_checks(home.root, needs, len(_nodes_here(home)), WORKER_BYTES)
-    checks.append(check_imports())
+    checks += [check_imports(), *doubts]
     checks += [check_certificate(f"{member.role} certificate", member, now) for member in members]
     checks += _connection_checks(members, host, port, now)
     if home.coordinator.is_dir():
@@ -108,12 +109,24 @@ def _examine(home: Home, host: str, port: int) -> list[Check]:
     return [*checks, *_cluster_checks(nodes, needs)]
 
 
-def _identities(home: Home) -> list[Identity]:
-    """All kept under this home; the administrator's first."""
-    from potluck.net.identity import Identity
+def _identities(home: Home) -> tuple[list[Identity], list[Check]]:
+    """All that can be read under this home, the administrator's first; and what is wrong with their files."""
+    from potluck.doctor.check import fail
+    from potluck.doctor.home import check_private
+    from potluck.net.identity import FILE_NAME, Identity
 
+    found: list[Identity] = []
+    checks: list[Check] = []
     folders = [home.admin_identity, *sorted(home.root.glob("node*/identity")), home.router / "identity"]
-    return [Identity.load(folder) for folder in folders if (folder / "identity.json").is_file()]
+    for folder in folders:
+        if not (folder / FILE_NAME).is_file():
+            continue
+        try:
+            found.append(Identity.load(folder))
+        except PotluckError as error:
+            checks.append(fail("identity", error.message, error.fix))
+    keys = [folder / FILE_NAME for folder in folders] + [home.coordinator / "ca" / "ca.key"]
+    return found, [*checks, *check_private(keys)]
 
 
 def _nodes_here(home: Home) -> list[Path]:
@@ -124,14 +137,18 @@ def _connection_checks(members: Sequence[Identity], host: str, port: int, now: d
     from potluck.doctor.check import ok
     from potluck.doctor.coordinator import Heard, check_coordinator, check_port, check_session, hear
 
+    reached: dict[str, bool] = {}
+    for member in members:
+        if member.control_target not in reached:
+            checks = check_coordinator(member, now)
+            reached[member.control_target] = checks[0].state == "ok"
+            yield from checks
+        if reached[member.control_target] and member.role in ("node", "router"):
+            heard = hear(member)
+            yield check_session(f"{member.role} session", heard.answer) if isinstance(heard, Heard) else heard
     if members:
-        reached = check_coordinator(members[0], now)
-        yield from reached
-        for member in members if reached[0].state == "ok" else ():
-            if member.role in ("node", "router"):
-                heard = hear(member)
-                yield check_session(f"{member.role} session", heard.answer) if isinstance(heard, Heard) else heard
-    elif host:
+        return
+    if host:
         for name, number in (("control port", port), ("enrolment port", port + 1), ("data port", port + 2)):
             yield check_port(name, f"[{host}]:{number}" if ":" in host else f"{host}:{number}")
     else:

@@ -42,6 +42,15 @@ def check_blobs(folder: Path) -> Check:
     return ok("blobs", f"{found}, all whole")
 
 
+def check_private(files: Sequence[Path]) -> list[Check]:
+    """Names those files with private keys that others than their owner may read; says nothing of the rest."""
+    open_to_others = [path for path in files if path.is_file() and path.stat().st_mode & 0o077]
+    return [
+        warn("private keys", f"{path} may be read by others than its owner", f"chmod 600 {path}")
+        for path in open_to_others
+    ]
+
+
 def check_ports_free(ports: Sequence[int]) -> Check:
     """Of a coordinator that is not running: whether it could start where it was."""
     taken = [port for port in ports if not _is_free(port)]

@@ -54,6 +54,17 @@ def test_a_node_that_looks_for_its_coordinator_in_the_wrong_place_is_told_so(
     assert there["control port"]["state"] == "ok"
 
 
+def test_an_identity_that_cannot_be_read_or_that_others_can_read_is_named(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Identity.load(cluster.folder / "node" / "identity")
+    kept.save(tmp_path / "node" / "identity")
+    (tmp_path / "node" / "identity" / "identity.json").chmod(0o644)
+    assert examined(capsys, 0, "--home", str(tmp_path))["private keys"]["state"] == "warn"
+    (tmp_path / "node" / "identity" / "identity.json").write_text("{")
+    assert examined(capsys, 1, "--home", str(tmp_path))["identity"]["state"] == "fail"
+
+
 def test_a_machine_that_has_not_joined_yet_can_ask_whether_it_could(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,9 @@ def test_a_folder_without_a_manifest_and_one_of_a_newer_format_are_refused(backu
     assert refusal(backup, tmp_path / "new").error_id == "data.backup-format"
     (backup / "backup.json").write_text(json.dumps({**manifest, "files": {**manifest["files"], "../../x": {}}}))
     assert refusal(backup, tmp_path / "new").error_id == "data.not-a-backup"
+    for text in ("", "[]", "null", "{", '{"format": 1}', "[" * 10_000, json.dumps({**manifest, "blobs": {"x": 1e300}})):
+        (backup / "backup.json").write_text(text)
+        assert refusal(backup, tmp_path / "new").error_id == "data.not-a-backup"
     (backup / "backup.json").unlink()
     assert refusal(backup, tmp_path / "new").error_id == "data.not-a-backup"
     assert refusal(tmp_path / "nowhere", tmp_path / "new").error_id == "usage.no-backup"
