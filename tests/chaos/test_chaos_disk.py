@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from expert_node.outbox import Outbox
+from potluck.durable import is_full_disk
 from potluck.errors import ResourceError
 from tests.chaos.disks import fill, small_disk
 from tests.chaos.world import Job, Outcome, begin, outcome, refused, wait_said
 from tests.integration.conftest import TEXT, World
 from tests.integration.harness import Cluster
+from tests.unit.test_node_outbox import commit
 
 SIZE_MIB = 16
 
@@ -82,6 +85,22 @@ def test_a_node_that_starts_on_a_full_disk_says_so(tmp_path: Path) -> None:
         refusal = refused("expert_node", "--home", str(disk))
         assert refusal.exit_code == ResourceError.exit_code
         assert refusal.says("resource.disk-full")
+
+
+def test_an_outbox_without_room_holds_no_half_entry_and_takes_the_same_one_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "a", 1) as disk:
+        outbox, source = Outbox(disk / "outbox"), disk / "work"
+        entry = commit(outbox.next_number())
+        source.mkdir()
+        (source / "weights.safetensors").write_bytes(b"weights")
+        ballast = fill(disk)
+        with pytest.raises(OSError) as error:
+            outbox.add(entry, source)
+        assert is_full_disk(error.value)
+        assert outbox.entries() == Outbox(disk / "outbox").entries() == []
+        ballast.unlink()
+        outbox.add(entry, source)
+        assert Outbox(disk / "outbox").entries() == [entry]
 
 
 @pytest.mark.long
