@@ -32,7 +32,7 @@ from coordinator.home import CoordinatorHome
 from coordinator.journal import SqliteJournal, copy_closed, problems_of, read_closed
 from coordinator.wire_events import decode_event
 from potluck.durable import sync_file, sync_folder
-from potluck.errors import DataError, UsageError
+from potluck.errors import DataError, ResourceError, UsageError
 from potluck.ids import Digest, digest_file
 from potluck.net.blobs.store import BlobStore, disk_errors
 from potluck.net.identity import write_private
@@ -41,6 +41,8 @@ from potluck.net.version import package_version
 FORMAT = 1
 MANIFEST = "backup.json"
 JOURNAL = "journal.db"
+COMPRESSED = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip")
+"""Not written, for blobs hardly shrink; and a folder of such a name would be a trap."""
 KEPT = ("ca/ca.key", "ca/ca.pem", "ca/enrol.key", "ca/enrol.pem", "ca/curve.json")
 KEPT_IF_THERE = ("admin/identity/identity.json", "bytes.json")
 
@@ -77,8 +79,8 @@ async def back_up(journal: SqliteJournal, home: CoordinatorHome, target: Path, *
     """Backs up the home of this very process; no blob may be collected meanwhile.
 
     Raises:
-        UsageError: ``usage.backup-exists``.
-        ResourceError: ``resource.disk-full``, ``resource.journal``: the target cannot take it.
+        UsageError: ``usage.backup-exists``, ``usage.bad-backup-name``.
+        ResourceError: ``resource.disk-full``, ``resource.journal``, ``resource.backup``: the target cannot take it.
     """
     with _workplace(target) as work:
         await journal.copy_to(work / JOURNAL)
@@ -99,13 +101,19 @@ def back_up_closed(home: CoordinatorHome, target: Path, *, unix_ms: int) -> Back
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """A private folder beside the target, gone afterwards whatever happens."""
-    if target.exists() and (target.is_file() or any(target.iterdir())):
+    if target.suffix in COMPRESSED:
+        fix = "name a new folder, or a file that ends in .tar"
+        raise UsageError("usage.bad-backup-name", f"{target.name}: backups are not compressed", fix)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError("usage.backup-exists", f"{target} is there already", "name a new folder or .tar file")
     work = target.with_name(f".{target.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, mode=0o700)
     try:
+        work.mkdir(parents=True, mode=0o700)
         yield work
+    except OSError as error:
+        fix = "name a place that the user of the coordinator may write; under systemd that of ReadWritePaths"
+        raise ResourceError("resource.backup", f"{target}: {error.strerror or error}", fix) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from coordinator.home import CoordinatorHome
 from coordinator.journal import problems_of, read_closed
 from coordinator.restore import restore
 from potluck.clock import SystemClock
-from potluck.errors import PotluckError, UsageError
+from potluck.errors import PotluckError, ResourceError, UsageError
 from potluck.ids import Json
 
 
@@ -28,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PotluckError as error:
         _say({"error": {"id": error.error_id, "message": error.message, "fix": error.fix}})
         return error.exit_code
+    except OSError as error:
+        where = str(error.filename) if error.filename is not None else str(parsed.home)
+        fix = "see that the path is of the right kind, may be read and written, and has room"
+        _say({"error": {"id": "resource.io", "message": f"{where}: {error.strerror or error}", "fix": fix}})
+        return ResourceError.exit_code
     _say(answer)
     return 0
 

@@ -103,6 +103,19 @@ def test_a_backup_does_not_go_where_something_is(home: CoordinatorHome, tmp_path
     back_up_closed(home, tmp_path / "empty", unix_ms=MADE_UNIX_MS)
 
 
+def test_a_place_that_cannot_be_written_and_a_name_that_promises_more_are_refused(
+    home: CoordinatorHome, backup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ResourceError) as refused:
+        back_up_closed(home, home.journal / "inside a file", unix_ms=MADE_UNIX_MS)
+    assert refused.value.error_id == "resource.backup"
+    with pytest.raises(UsageError) as misnamed:
+        back_up_closed(home, tmp_path / "b.tar.gz", unix_ms=MADE_UNIX_MS)
+    assert misnamed.value.error_id == "usage.bad-backup-name"
+    assert cli.main(["restore", str(backup), "--home", str(home.journal), "--json"]) == 5
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == "resource.io"
+
+
 def test_a_backup_is_not_restored_over_a_home(home: CoordinatorHome, backup: Path) -> None:
     assert refusal(backup, home.folder).error_id == "usage.home-exists"
 
