@@ -52,9 +52,9 @@ def _pass_on(here: socket.socket, there: socket.socket) -> None:
             ready.register(end, selectors.EVENT_READ)
         while True:
             for key, _ in ready.select():
-                end = key.fileobj
-                assert isinstance(end, socket.socket)
-                piece = end.recv(PIECE_BYTES)
+                at = key.fileobj
+                assert isinstance(at, socket.socket)
+                piece = at.recv(PIECE_BYTES)
                 if not piece:
                     return
-                other[end].sendall(piece)
+                other[at].sendall(piece)

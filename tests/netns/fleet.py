@@ -102,6 +102,13 @@ class Fleet(Cluster):
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
+    def command(self, machine: str, *arguments: str) -> str:
+        """What a person's command says on that machine."""
+        command = [*self.launcher(machine), "potluck.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr + self.tails()
+        return done.stdout
+
     def events(self) -> list[Event]:
         """The journal; its coordinator must have ended."""
         journal = SqliteJournal(self.home / "journal.db")
@@ -113,6 +120,18 @@ class Fleet(Cluster):
     def lapses(self) -> list[str]:
         """Why leases ended before their work did; the coordinator must have ended."""
         return [event.reason for event in self.events() if isinstance(event, LeaseLapsed)]
+
+
+def works(info: admin_pb2.RunInfo, name: str) -> bool:
+    return any(lineage.node.endswith(f"-{name}") for lineage in info.lineages)
+
+
+def is_live(state: str) -> bool:
+    return state == "live"
+
+
+def is_missed(state: str) -> bool:
+    return state != "live"
 
 
 def listening(daemon: Daemon) -> set[int]:

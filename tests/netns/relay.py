@@ -34,7 +34,7 @@ class Way:
         self._delay_s = delay_ms / 1e3
         self._loss = loss
         self._random = random.Random(seed)
-        self._under_way: deque[tuple[float, bytes]] = deque()
+        self.under_way: deque[tuple[float, bytes]] = deque()
         self._free_at = 0.0
 
     def offer(self, frame: bytes, now: float) -> None:
@@ -43,16 +43,16 @@ class Way:
         if too_long or self._random.random() < self._loss:
             return
         self._free_at = starts + len(frame) / self._bytes_per_s
-        self._under_way.append((self._free_at + self._delay_s, frame))
+        self.under_way.append((self._free_at + self._delay_s, frame))
 
     def deliver(self, now: float) -> float:
         """Hands over what is due; when the next will be."""
-        while self._under_way and self._under_way[0][0] <= now:
+        while self.under_way and self.under_way[0][0] <= now:
             try:
-                os.write(self._sink, self._under_way.popleft()[1])
+                os.write(self._sink, self.under_way.popleft()[1])
             except OSError:
                 pass  # the device is down
-        return self._under_way[0][0] if self._under_way else now + 1.0
+        return self.under_way[0][0] if self.under_way else now + 1.0
 
 
 def open_tap(namespace: str, name: str) -> int:
