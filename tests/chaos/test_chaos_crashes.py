@@ -29,7 +29,7 @@ MID_PUT = "coordinator.mid-put"
 MID_STEP = "node.mid-step"
 
 
-@pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.parametrize("step", [2, pytest.param(7, marks=pytest.mark.long)])
 def test_a_node_killed_in_mid_step_changes_no_checkpoint(
     step: int, job: Job, undisturbed: Outcome, tmp_path: Path, crash_log: Path
 ) -> None:
@@ -73,7 +73,9 @@ def test_the_others_do_the_work_of_a_node_that_never_comes_back(
             f"{BEFORE_REPLY}.{reply}"
             for reply in ("TaskGranted:2", "TaskAccepted:2", "TrainGranted:2", "CommitAccepted:1", "CommitAccepted:4")
         ],
-        [f"{BEFORE_REPLY}.NothingToDo:1", f"{BEFORE_REPLY}:9", f"{BEFORE_REPLY}:23"],
+        pytest.param(
+            [f"{BEFORE_REPLY}.NothingToDo:1", f"{BEFORE_REPLY}:9", f"{BEFORE_REPLY}:23"], marks=pytest.mark.long
+        ),
         [f"{MID_PUT}:1", f"{MID_PUT}:3", f"{MID_PUT}:8"],
     ],
     ids=["with grants and commits", "with other answers", "in the middle of puts"],
