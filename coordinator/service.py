@@ -74,10 +74,11 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def AcquireLease(
         self, request: node_pb2.AcquireLeaseRequest, context: Context
     ) -> node_pb2.AcquireLeaseResponse:
-        useful = await self._runtime.read(_useful_to_hold)
-        event = wire.lease_requested(request, caller(context).node_id, self._runtime.now_ms())
+        node = caller(context).node_id
+        useful, host = await self._runtime.read(lambda state: (_useful_to_hold(state), _host_of(state, node)))
+        event = wire.lease_requested(request, node, self._runtime.now_ms())
         # Of hundreds of digests a request may name, the journal keeps those that can steer a grant.
-        event = replace(event, held=tuple(digest for digest in event.held if digest in useful))
+        event = replace(event, held=tuple(digest for digest in event.held if digest in useful), host=host)
         return wire.lease_response(await self._runtime.submit(event))
 
     async def RenewLease(self, request: node_pb2.RenewLeaseRequest, context: Context) -> node_pb2.RenewLeaseResponse:
@@ -235,6 +236,12 @@ def _useful_to_hold(state: State) -> frozenset[Digest]:
         for task in run.open_tasks:
             useful.update(digest for _, digest in state.durable.tasks[task].wanted.inputs)
     return frozenset(useful)
+
+
+def _host_of(state: State, node: NodeId) -> str:
+    """The machine it runs on, as its session says; empty without one."""
+    session = state.ephemeral.sessions.get(node)
+    return session.opened.hostname if session is not None else ""
 
 
 def _holders(state: State, digests: frozenset[Digest]) -> dict[Digest, list[NodeId]]:

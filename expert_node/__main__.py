@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True, help="folder of this node; one node at a time uses it")
     parser.add_argument("--join", default="", metavar="STRING", help="join string; needed the first time only")
     parser.add_argument("--name", default=platform.node() or "node", help="name to be shown under")
+    parser.add_argument("--hostname", default="", help="how this machine is called; its nodes do not double each other")
     parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what training measures here")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     arguments = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> int:
             recorder = open_recorder(arguments.metrics, tensorboard=arguments.tensorboard)
             identity = identity_of(arguments.home, arguments.join, arguments.name)
             with lock:
-                asyncio.run(serve(arguments.home, identity, recorder))
+                asyncio.run(serve(arguments.home, identity, recorder, arguments.hostname))
     except PotluckError as error:
         log.fact("node-ends", error_id=error.error_id)
         sys.stderr.write(f"{error}\n")
@@ -53,9 +54,9 @@ def main() -> int:
     return 0
 
 
-async def serve(home: Path, identity: Identity, recorder: Recorder | None) -> None:
+async def serve(home: Path, identity: Identity, recorder: Recorder | None, hostname: str) -> None:
     """Runs the node; the first SIGTERM or SIGINT stops it in good order, the second at once."""
-    node = Node(home, identity, boot_id=os.urandom(8).hex(), recorder=recorder)
+    node = Node(home, identity, boot_id=os.urandom(8).hex(), recorder=recorder, hostname=hostname)
     loop = asyncio.get_running_loop()
     asked: list[int] = []
 

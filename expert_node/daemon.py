@@ -54,9 +54,12 @@ class Node:
         home: holds `outbox/`, `blobs/` and `work/`; its lock is the caller's affair.
         boot_id: new at each process start.
         recorder: gets what training measures; the node closes it.
+        hostname: of the machine, if not what the system calls it.
     """
 
-    def __init__(self, home: Path, identity: Identity, *, boot_id: str, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, home: Path, identity: Identity, *, boot_id: str, recorder: Recorder | None = None, hostname: str = ""
+    ) -> None:
         self.identity = identity
         self.welcomed = asyncio.Event()
         self._outbox = Outbox(home / "outbox")
@@ -75,7 +78,7 @@ class Node:
         self._session = Session(
             identity,
             self._channel,
-            hello=make_hello(boot_id=boot_id, profile_json=""),
+            hello=make_hello(boot_id=boot_id, hostname=hostname),
             heartbeat=self._heartbeat,
             serving=lambda: serving_message(self._serving.states),
             on_up=lambda: self.tell(on.SessionUp()),

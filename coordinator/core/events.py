@@ -146,6 +146,8 @@ class LeaseRequested:
     boot_id: str
     free_memory_bytes: int
     held: tuple[Digest, ...] = ()
+    host: str = ""
+    """The machine it runs on, as its session said; empty if not known, and then it is no spare for others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.core.state import NO_FENCE, CommitRecord, DurableState, State, TaskLease, TrainLease
+from coordinator.core.state import (
+    MAX_HOLDERS,
+    CommitRecord,
+    DurableState,
+    Lineage,
+    State,
+    Task,
+    TaskLease,
+    TrainLease,
+)
 from coordinator.core.values import Running
 from potluck.ids import NO_DIGEST, short
 
@@ -50,7 +59,6 @@ def _chains(durable: DurableState) -> Iterator[str]:
 
 def _leases(durable: DurableState) -> Iterator[str]:
     nodes: set[str] = set()
-    works: set[str] = set()
     last = 0
     for fence, lease in durable.leases.items():
         work_id = lease.lineage if isinstance(lease, TrainLease) else lease.task
@@ -58,33 +66,43 @@ def _leases(durable: DurableState) -> Iterator[str]:
             yield f"I3 lease {fence}: fences must be unique and grow; the next one is {durable.next_fence}"
         last = fence
         work = durable.holder(lease)
-        if work is None or work.lease != fence:
+        if work is None or fence not in work.leases:
             yield f"I4 lease {fence}: {short(work_id)} does not know of it"
         elif not work.runs:
             yield f"I4 lease {fence}: no run wants {short(work_id)}"
         if isinstance(lease, TaskLease) and work is not None and durable.tasks[lease.task].result is not None:
             yield f"I4 lease {fence}: task {short(work_id)} is done"
-        if work_id in works:
-            yield f"I5 {short(work_id)} is leased twice"
         if lease.node in nodes:
             yield f"I5 node {lease.node} holds two leases"
-        works.add(work_id)
         nodes.add(lease.node)
         if durable.is_revoked(lease.node):
             yield f"I6 lease {fence}: node {lease.node} is revoked"
 
 
 def _works(durable: DurableState) -> Iterator[str]:
-    for lineage_id, lineage in durable.lineages.items():
-        if lineage.lease != NO_FENCE and lineage.lease not in durable.leases:
-            yield f"I4 lineage {short(lineage_id)}: its lease {lineage.lease} is not there"
+    works: list[Lineage | Task] = [*durable.lineages.values(), *durable.tasks.values()]
+    for work in works:
+        yield from _holders(durable, work)
+    for lineage_id in durable.lineages:
         if not any(lineage_id in run.lineages for run in durable.runs.values()):
             yield f"I7 lineage {short(lineage_id)}: no run has it"
     for task_id, task in durable.tasks.items():
-        if task.lease != NO_FENCE and task.lease not in durable.leases:
-            yield f"I4 task {short(task_id)}: its lease {task.lease} is not there"
         if not task.runs:
             yield f"I7 task {short(task_id)}: no run has it"
+
+
+def _holders(durable: DurableState, work: Lineage | Task) -> Iterator[str]:
+    """I5: one node holds a piece of work, or two that run on machines which are known and differ."""
+    name = short(work.wanted.id)
+    missing = [fence for fence in work.leases if fence not in durable.leases]
+    if missing:
+        yield f"I4 {name}: its lease {missing[0]} is not there"
+        return
+    if len(work.leases) > MAX_HOLDERS:
+        yield f"I5 {name} is leased {len(work.leases)} times"
+    hosts = [durable.nodes[durable.leases[fence].node].host for fence in work.leases] if len(work.leases) > 1 else []
+    if "" in hosts or len(set(hosts)) < len(hosts):
+        yield f"I5 {name} is leased twice on {hosts}"
 
 
 def _runs(durable: DurableState) -> Iterator[str]:

@@ -16,12 +16,13 @@ from coordinator.core.effects import (
 )
 from coordinator.core.events import LeaseLapsed, LeaseRequested, LeaseReturned
 from coordinator.core.liveness import hear
-from coordinator.core.policy import Ask, ChosenLineage, ChosenTask, NothingFits, choose
+from coordinator.core.policy import Ask, ChosenLineage, ChosenTask, NothingFits
 from coordinator.core.release import release
 from coordinator.core.requests import fingerprint, forget_requests, keep_answer, kept_answer, last_request_id
 from coordinator.core.runs import end_run
+from coordinator.core.spares import choose_or_help
 from coordinator.core.state import (
-    NO_FENCE,
+    MAX_HOLDERS,
     Lineage,
     NodeFacts,
     State,
@@ -108,7 +109,11 @@ def _note_node(state: State, event: LeaseRequested) -> None:
             past = (*past, before.boot_id)[-MAX_PAST_BOOTS:]
             forget_requests(durable, event.node)
     durable.nodes[event.node] = NodeFacts(
-        boot_id=event.boot_id, past_boots=past, free_memory_bytes=event.free_memory_bytes, held=event.held
+        boot_id=event.boot_id,
+        past_boots=past,
+        free_memory_bytes=event.free_memory_bytes,
+        held=event.held,
+        host=event.host,
     )
 
 
@@ -123,8 +128,9 @@ def _grant(state: State, event: LeaseRequested) -> Answer:
         free_memory_bytes=event.free_memory_bytes,
         held=frozenset(event.held),
         now_ms=event.now_ms,
+        host=event.host,
     )
-    choice = choose(durable, ask, state.settings)
+    choice = choose_or_help(durable, ask, state.settings)
     match choice:
         case NothingFits(reason=reason):
             return NothingToDo(reason=reason)
@@ -145,12 +151,19 @@ def _next_fence(state: State, now_ms: int) -> Fence:
 
 def _grant_lineage(state: State, event: LeaseRequested, run: RunId, lineage_id: LineageId) -> TrainGranted:
     lineage = state.durable.lineages[lineage_id]
-    assert lineage.lease == NO_FENCE, lineage_id
+    assert len(lineage.leases) < MAX_HOLDERS, lineage_id
     fence = _next_fence(state, event.now_ms)
     target = lineage.wanted.known_steps
-    lineage.lease = fence
+    lineage.leases[fence] = None
     state.durable.leases[fence] = TrainLease(
-        fence=fence, node=event.node, run=run, lineage=lineage_id, target_step=target
+        fence=fence,
+        node=event.node,
+        run=run,
+        lineage=lineage_id,
+        target_step=target,
+        measured_ms=event.now_ms,
+        measured_step=lineage.head_step,
+        moved_ms=event.now_ms,
     )
     head = lineage.commits[-1] if lineage.commits else None
     return TrainGranted(
@@ -167,11 +180,13 @@ def _grant_lineage(state: State, event: LeaseRequested, run: RunId, lineage_id: 
 
 def _grant_task(state: State, event: LeaseRequested, run: RunId, task_id: TaskId) -> TaskGranted:
     task = state.durable.tasks[task_id]
-    assert task.lease == NO_FENCE, task_id
+    assert len(task.leases) < MAX_HOLDERS, task_id
     assert task.result is None, task_id
     fence = _next_fence(state, event.now_ms)
-    task.lease = fence
-    state.durable.leases[fence] = TaskLease(fence=fence, node=event.node, run=run, task=task_id)
+    task.leases[fence] = None
+    state.durable.leases[fence] = TaskLease(
+        fence=fence, node=event.node, run=run, task=task_id, granted_ms=event.now_ms
+    )
     return TaskGranted(fence=fence, term_ms=state.settings.lease_ms, task=task.wanted)
 
 

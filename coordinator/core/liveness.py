@@ -14,7 +14,8 @@ from coordinator.core.events import (
     SessionOpened,
     TimePassed,
 )
-from coordinator.core.policy import Ask, NothingFits, choose, waiting
+from coordinator.core.policy import Ask, NothingFits, waiting
+from coordinator.core.spares import choose_or_help
 from coordinator.core.state import NO_FENCE, Lease, Lineage, Session, State
 from potluck.ids import Fence, NodeId
 
@@ -101,7 +102,8 @@ def wake_idle(state: State) -> list[Effect]:
     """Calls nodes that were told there is nothing to do and could do something now."""
     ephemeral, durable = state.ephemeral, state.durable
     effects: list[Effect] = []
-    num_waiting = sum(1 for run in durable.at_work() for _ in waiting(durable, run))
+    # Where nothing waits there is only help to give, to each holder by one node.
+    num_waiting = sum(1 for run in durable.at_work() for _ in waiting(durable, run)) or len(durable.leases)
     for node, woken_ms in ephemeral.idle.items():
         facts = durable.nodes.get(node)
         if durable.is_drained(node):
@@ -111,8 +113,8 @@ def wake_idle(state: State) -> list[Effect]:
         if ephemeral.now_ms - woken_ms < state.settings.wake_again_ms:
             continue
         free = facts.free_memory_bytes
-        ask = Ask(node=node, free_memory_bytes=free, held=frozenset(), now_ms=ephemeral.now_ms)
-        if not isinstance(choose(durable, ask, state.settings), NothingFits):
+        ask = Ask(node=node, free_memory_bytes=free, held=frozenset(), now_ms=ephemeral.now_ms, host=facts.host)
+        if not isinstance(choose_or_help(durable, ask, state.settings), NothingFits):
             ephemeral.idle[node] = ephemeral.now_ms
             effects.append(Wake(node=node))
     return effects
@@ -159,7 +161,7 @@ def _tell_former_holder(state: State, node: NodeId, fence: Fence) -> list[Effect
     work = state.durable.holder(lease)
     if work is not None and work.runs:
         done = work.head_step >= work.wanted.known_steps if isinstance(work, Lineage) else work.result is not None
-        if not done and work.lease == NO_FENCE:
+        if not done and not work.leases:
             return []
         reason = "done already" if done else "another node has taken over"
     else:

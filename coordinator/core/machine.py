@@ -48,6 +48,7 @@ from coordinator.core.liveness import (
     on_time_passed,
     wake_idle,
 )
+from coordinator.core.pace import measure_anew
 from coordinator.core.pausing import on_node_drained, on_node_restored, on_run_paused, on_run_resumed
 from coordinator.core.peers import on_invite_issued, on_peer_enrolled, on_peer_revoked
 from coordinator.core.runs import on_plan_advanced, on_run_cancelled, on_run_submitted, plan_digest
@@ -187,6 +188,7 @@ class Machine:
         works: list[Lineage | Task] = [*durable.lineages.values(), *durable.tasks.values()]
         for work in works:
             work.ready_ms = event.now_ms  # the clock of another process meant something else
+        measure_anew(durable, event.now_ms)
         deadline = event.now_ms + self.state.settings.lease_ms
         deadlines = dict.fromkeys(durable.leases, deadline)
         self.state.ephemeral = EphemeralState(now_ms=event.now_ms, deadlines_ms=deadlines)

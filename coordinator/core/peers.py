@@ -30,6 +30,7 @@ def on_peer_revoked(state: State, event: PeerRevoked) -> list[Effect]:
     durable.peers[event.node] = replace(peer, revoked=True)
     durable.nodes.pop(event.node, None)
     durable.requests.pop(event.node, None)
+    durable.paces.pop(event.node, None)
     effects: list[Effect] = [Reply(answer=Done())]
     for lease in durable.leases_of(event.node):
         release(state, lease, event.now_ms)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.core.settings import CoreSettings
-from coordinator.core.state import NO_FENCE, DurableState, Lineage, Run, Task, TrainLease
+from coordinator.core.state import DurableState, Lineage, Run, Task, TrainLease
 from potluck.ids import Digest, LineageId, NodeId, RunId, TaskId
 
 NEARLY_LONGEST = 0.8
@@ -31,13 +31,17 @@ MAX_PRIORITY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A node that asks for work. `keep` is the lineage it is training, when the question is whether to yield it."""
+    """A node that asks for work. `keep` is the lineage it is training, when the question is whether to yield it.
+
+    `host` is the machine it runs on; work that another node is slow with is not for a node that does not say.
+    """
 
     node: NodeId
     free_memory_bytes: int
     held: frozenset[Digest]
     now_ms: int
     keep: LineageId | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +104,11 @@ def waiting(durable: DurableState, run: Run, keep: LineageId | None = None) -> I
     """A run's work that a node could start now: wanted, not done, not leased, unless leased to who asks."""
     for task_id in run.open_tasks:
         task = durable.tasks[task_id]
-        if task.lease == NO_FENCE:
+        if not task.leases:
             yield task
     for lineage_id in run.lineages:
         lineage = durable.lineages[lineage_id]
-        if (lineage.lease == NO_FENCE or lineage_id == keep) and has_steps(lineage):
+        if (not lineage.leases or lineage_id == keep) and has_steps(lineage):
             yield lineage
 
 

@@ -302,7 +302,7 @@ def _lineage_infos(state: State, run: Run) -> Iterator[LineageInfo]:
         yield _finished_info(line)
     for lineage_id in run.lineages:
         lineage = state.durable.lineages[lineage_id]
-        lease = state.durable.leases.get(lineage.lease)
+        lease = _foremost(state, lineage)
         node = lease.node if lease is not None else ""
         beat = _beat_under(state, lease)
         last = lineage.commits[-1].figures.get("loss", 0.0) if lineage.commits else 0.0
@@ -323,6 +323,14 @@ def _lineage_infos(state: State, run: Run) -> Iterator[LineageInfo]:
             mfu=beat.mfu if beat else 0.0,
             rss_bytes=beat.rss_bytes if beat else 0,
         )
+
+
+def _foremost(state: State, lineage: Lineage) -> Lease | None:
+    """The lease of whoever is the furthest, where two nodes train the same steps."""
+    leases = [state.durable.leases[fence] for fence in lineage.leases]
+    beats = [_beat_under(state, lease) for lease in leases]
+    steps = [beat.step if beat is not None else 0 for beat in beats]
+    return leases[steps.index(max(steps))] if leases else None
 
 
 def _beat_under(state: State, lease: Lease | None) -> HeartbeatReceived | None:

@@ -9,7 +9,6 @@ from coordinator.core.effects import AdvancePlan, Answer, Denied, Done, Effect, 
 from coordinator.core.events import PlanAdvanced, RunCancelled, RunSubmitted
 from coordinator.core.release import release
 from coordinator.core.state import (
-    NO_FENCE,
     Cancelled,
     Lineage,
     LineageLedger,
@@ -229,11 +228,10 @@ def _unwant_open_task(state: State, run: Run, task_id: TaskId, now_ms: int) -> l
 
 
 def _take_back(state: State, work: Lineage | Task, now_ms: int) -> list[Effect]:
-    if work.lease == NO_FENCE:
-        return []
-    lease = state.durable.leases[work.lease]
-    release(state, lease, now_ms)
-    return [Revoke(node=lease.node, fence=lease.fence, reason="no run wants this work any more")]
+    leases = [state.durable.leases[fence] for fence in work.leases]
+    for lease in leases:
+        release(state, lease, now_ms)
+    return [Revoke(node=one.node, fence=one.fence, reason="no run wants this work any more") for one in leases]
 
 
 # --- collapsing ------------------------------------------------------------------------------

@@ -20,6 +20,12 @@ class CoreSettings:
     """Ordinary tasks (rank 1) that waited this long go as if they held lineages up."""
     wake_again_ms: int = 2_000
     """A wake-up may be lost; it is repeated this often while there is work for an idle node."""
+    spare_speedup: float = 2.0
+    """A second node trains a lineage only if it would be so many times as fast as who holds it."""
+    straggler_factor: float = 3.0
+    """A second node does a task that took so many times what such tasks take."""
+    spare_gain_ms: int = 2_000
+    """And only if it saves this much: fetching what the holder has already costs seconds, too."""
     max_failures: int = 3
     """Attempts at one piece of work that may end in an error before its runs fail."""
     serve_replicas: int = 2

@@ -24,12 +24,15 @@ from coordinator.core.values import (
     ServingReport,
     Steering,
     SteeringEntry,
+    TaskKind,
     TaskResult,
     TaskWanted,
 )
 from potluck.ids import NO_DIGEST, Digest, Fence, LineageId, NodeId, RunId, TaskId, canonical_json, digest_bytes
 
 NO_FENCE = Fence(0)
+MAX_HOLDERS = 2
+"""Live leases of one piece of work: its holder, and a spare where the holder is slow."""
 
 # --- durable ---------------------------------------------------------------------------------
 
@@ -61,6 +64,7 @@ class NodeFacts:
     """A few earlier process starts, so that a delayed request of a dead process is known as such."""
     free_memory_bytes: int
     held: tuple[Digest, ...]
+    host: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,11 @@ class TrainLease:
     """The run whose share of the nodes this lease counts against."""
     lineage: LineageId
     target_step: int
+    measured_ms: int
+    """When, and at which step, its pace began to be measured: at the grant, and anew after a restart."""
+    measured_step: int
+    moved_ms: int
+    """Of the grant or of the last commit under it, whichever came last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +97,21 @@ class TaskLease:
     node: NodeId
     run: RunId
     task: TaskId
+    granted_ms: int
 
 
 Lease = TrainLease | TaskLease
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    step_ms: float
+    step_flops: float
+    """Of the lineage it was measured on."""
+
+    def of_step(self, flops: float) -> float:
+        """Milliseconds of a step of so many FLOPs: in proportion for larger steps, and no less for smaller ones."""
+        return self.step_ms * max(1.0, flops / max(self.step_flops, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +145,8 @@ class Lineage:
     runs: dict[RunId, None] = field(default_factory=dict)
     """Running runs that want it."""
     commits: list[CommitRecord] = field(default_factory=list)
-    lease: Fence = NO_FENCE
+    leases: dict[Fence, None] = field(default_factory=dict)
+    """Live ones, oldest first; see `MAX_HOLDERS`."""
     failures: list[WorkFailure] = field(default_factory=list)
 
     @property
@@ -149,7 +171,8 @@ class Task:
     result: TaskResult | None = None
     result_digest: Digest = NO_DIGEST
     num_divergent: int = 0
-    lease: Fence = NO_FENCE
+    leases: dict[Fence, None] = field(default_factory=dict)
+    """Live ones, oldest first; see `MAX_HOLDERS`."""
     failures: list[WorkFailure] = field(default_factory=list)
 
 
@@ -224,6 +247,10 @@ class DurableState:
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)
     tasks: dict[TaskId, Task] = field(default_factory=dict)
     leases: dict[Fence, Lease] = field(default_factory=dict)
+    paces: dict[NodeId, dict[str, Pace]] = field(default_factory=dict)
+    """How fast each node trains, by role of the lineage, as its commits last showed."""
+    task_ms: dict[TaskKind, tuple[int, ...]] = field(default_factory=dict)
+    """How long the last tasks of each kind took, from grant to result."""
 
     def is_revoked(self, node: NodeId) -> bool:
         peer = self.peers.get(node)

@@ -16,11 +16,12 @@ from coordinator.core.effects import (
     TaskRefused,
 )
 from coordinator.core.events import CheckpointCommitted, TaskCompleted
+from coordinator.core.pace import note_commit, note_loss, note_task
 from coordinator.core.pausing import is_at_rest
 from coordinator.core.policy import Ask, ChosenLineage, NothingFits, choose, has_steps, weight
 from coordinator.core.release import release
 from coordinator.core.requests import fingerprint, keep_answer, kept_answer
-from coordinator.core.state import CommitRecord, DurableState, Lineage, State, Task, TrainLease
+from coordinator.core.state import CommitRecord, DurableState, Lineage, State, Task, TaskLease, TrainLease
 from coordinator.core.values import TaskResult
 from potluck.ids import NO_DIGEST, Digest, NodeId, digest_json
 
@@ -50,8 +51,9 @@ def on_checkpoint_committed(state: State, event: CheckpointCommitted) -> list[Ef
         else:
             _append(lineage, event)
             _charge(state, lineage, event)
+            effects = _relieve_others(state, lineage, event)
             answer = _accepted(state, lineage, event)
-            effects = [AdvancePlan(run=run) for run in lineage.runs]
+            effects += [AdvancePlan(run=run) for run in lineage.runs]
     keep_answer(durable, event.node, "commit", event.request_id, mark, answer)
     return [Reply(answer=answer), *effects]
 
@@ -130,6 +132,22 @@ def _charge(state: State, lineage: Lineage, event: CheckpointCommitted) -> None:
         run.weighted_flops += flops / weight(run.priority)
 
 
+def _relieve_others(state: State, lineage: Lineage, event: CheckpointCommitted) -> list[Effect]:
+    """The first commit wins: whoever trains the same steps beside a holder of the lineage is told to stop."""
+    durable = state.durable
+    own = durable.leases.get(event.fence)
+    if not isinstance(own, TrainLease) or event.fence not in lineage.leases or own.node != event.node:
+        return []
+    note_commit(durable, lineage, own, event.now_ms)
+    effects: list[Effect] = []
+    for other in [durable.leases[fence] for fence in lineage.leases if fence != event.fence]:
+        assert isinstance(other, TrainLease), other
+        note_loss(durable, lineage, other, num_steps=event.end_step - event.start_step, now_ms=event.now_ms)
+        release(state, other, event.now_ms)
+        effects.append(Revoke(node=other.node, fence=other.fence, reason="another node's commit came first"))
+    return effects
+
+
 def _accepted(state: State, lineage: Lineage, event: CheckpointCommitted) -> CommitAccepted:
     """The yes, and whether the node's lease ends with it: `yield_lease` says to ask for work anew."""
     over = _lease_is_over(state, lineage, event)
@@ -179,11 +197,12 @@ def _take_result(state: State, task: Task, event: TaskCompleted) -> list[Effect]
     task.result_digest = _result_digest(event)
     task.failures.clear()
     effects: list[Effect] = []
-    lease = durable.leases.get(task.lease)
-    if lease is not None:
+    for lease in [durable.leases[fence] for fence in task.leases]:
         release(state, lease, event.now_ms)
         if lease.node != event.node:
             effects.append(Revoke(node=lease.node, fence=lease.fence, reason="another node's result came first"))
+        elif isinstance(lease, TaskLease) and lease.fence == event.fence:
+            note_task(durable, task, event.now_ms - lease.granted_ms)
     for run_id in task.runs:
         run = durable.runs[run_id]
         if run.open_tasks.pop(event.task, 0) is None:

@@ -24,13 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("join", nargs="?", default="", metavar="STRING", help="a join string; not needed to come back")
     add_coordinator(parser)
     parser.add_argument("--name", default="", help="how others see this node (default: the host name)")
+    parser.add_argument("--hostname", default="", help="how this machine is called (default: what the system says)")
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
     add_metrics(parser, "this node's training")
 
 
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
-    arguments = (["--name", args.name] if args.name else []) + metrics_arguments(args)
+    arguments = [*_named("--name", args.name), *_named("--hostname", args.hostname), *metrics_arguments(args)]
     doubts = _doubts(checks_before_joining(home), output)
     node = start_member(
         "expert_node",
@@ -49,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
         output.next_step(f"potluck down{home_option(home)}", elsewhere=elsewhere)
         return 0
     return run_in_foreground([node], output, announce)
+
+
+def _named(option: str, value: str) -> list[str]:
+    return [option, value] if value else []
 
 
 def _announce(node: Started, home: Home, output: Output, doubts: list[dict[str, str]]) -> None:

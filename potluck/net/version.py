@@ -37,11 +37,12 @@ def check_version(theirs: str) -> None:
         )
 
 
-def make_hello(*, boot_id: str, profile_json: str = "") -> common_pb2.Hello:
+def make_hello(*, boot_id: str, profile_json: str = "", hostname: str = "") -> common_pb2.Hello:
+    """What a process says of itself; `hostname`: instead of what the system calls this machine."""
     return common_pb2.Hello(
         version=package_version(),
         boot_id=boot_id,
-        hostname=platform.node(),
+        hostname=hostname or platform.node(),
         cores=os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         profile_json=profile_json,

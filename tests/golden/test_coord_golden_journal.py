@@ -4,7 +4,8 @@
 that two nodes computed differently, a lineage moved between nodes over a lapse and a restart, a run that
 finished, one that was cancelled, one that failed. `coord_journal_v2.jsonl` has a run whose mixture was set once
 and proposed once. In `coord_journal_v3.jsonl` a run was paused, resumed and paused again, and two nodes were drained,
-one of them for a while.
+one of them for a while. In `coord_journal_v4.jsonl` a node was given a lineage that a slower one on another machine
+held, and won.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from potluck.ids import RunId
 GOLDEN = Path(__file__).with_name("coord_journal_v1.jsonl")
 STEERED = Path(__file__).with_name("coord_journal_v2.jsonl")
 RESTED = Path(__file__).with_name("coord_journal_v3.jsonl")
+UNEVEN = Path(__file__).with_name("coord_journal_v4.jsonl")
 FIRST, SECOND, THIRD = (RunId(letter * 64) for letter in "rst")
 
 
@@ -42,7 +44,7 @@ def replayed(file: Path = GOLDEN) -> State:
 
 
 def test_the_golden_journals_have_every_durable_event() -> None:
-    kinds = {json.loads(row)["type"] for file in (GOLDEN, STEERED, RESTED) for row in rows(file)}
+    kinds = {json.loads(row)["type"] for file in (GOLDEN, STEERED, RESTED, UNEVEN) for row in rows(file)}
     assert kinds == {kind.__name__ for kind in typing.get_args(DurableEvent)}
 
 
@@ -82,6 +84,19 @@ def test_what_was_paused_or_drained_then_still_is() -> None:
     assert [durable.is_drained(node) for node in durable.peers] == [False, True]
     assert (run.paused, lineage.head_step, [commit.fence for commit in lineage.commits]) == (True, 30, [1, 2, 3])
     assert not durable.leases
+
+
+def test_a_second_lease_is_given_again_and_the_winner_keeps_it() -> None:
+    durable = replayed(UNEVEN).durable
+    assert [(lease.fence, lease.node) for lease in durable.leases.values()] == [(3, "n1-fast")]
+    assert [[(c.node, c.fence) for c in one.commits] for one in durable.lineages.values()] == [
+        [("n1-fast", 1)] * 4,
+        [("n1-fast", 3)],
+    ]
+    assert {node: pace["expert"].step_ms for node, pace in durable.paces.items()} == {
+        "n1-fast": 100.0,
+        "n2-slow": 999.4,
+    }
 
 
 def test_the_file_on_disk_and_the_rows_alone_give_the_same_state(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from coordinator.core.events import PlanAdvanced
 from coordinator.core.machine import Machine
 from coordinator.core.values import Finished, LineageWanted, Publication, Running, TaskWanted
 from coordinator.daemon import Daemon, Options, Stop
+from coordinator.runtime import PlanEvaluator
 from potluck.errors import CorpusError, NotReachable
 from potluck.ids import Digest, Json, LineageId, RunId, digest_bytes, task_id
 from potluck.net.blobs.client import BlobClient
@@ -93,8 +94,9 @@ def small_plan(machine: Machine, run: RunId, now_ms: int) -> PlanAdvanced:
 class World:
     """A coordinator, its administrator, and one node that speaks by hand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, plan: PlanEvaluator = small_plan) -> None:
         self.folder = folder
+        self.plan = plan
         self.ready: Mapping[str, Json] = {}
         self.requests = 0
 
@@ -107,7 +109,7 @@ class World:
         stop = Stop()
         ready: asyncio.Future[Mapping[str, Json]] = asyncio.get_running_loop().create_future()
         options = Options(home=self.folder / "c", host="127.0.0.1", port=0)
-        running = asyncio.create_task(Daemon(options, stop, evaluate=small_plan).run(ready.set_result))
+        running = asyncio.create_task(Daemon(options, stop, evaluate=self.plan).run(ready.set_result))
         await asyncio.wait((running, ready), return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             await running

@@ -183,6 +183,7 @@ class World:
             boot_id=f"b{self.boot[node]}",
             free_memory_bytes=(b % 4) * 100,
             held=(Digest(f"w{b % 5}"),),
+            host=f"host-{a % 2}",
         )
         self.sent.append(event)
         answer = self.feed(event)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.core.effects import Answer, Denied, RenewAnswer, TaskGranted, TrainGranted
@@ -28,6 +29,7 @@ Work = LineageId | TaskId
 @dataclass(kw_only=True)
 class Live:
     node: NodeId
+    host: str
     work: str
     deadline_ms: int
 
@@ -53,6 +55,9 @@ class LeaseBook:
         self.grants: dict[str, int] = {}
         self.early_ends: dict[str, int] = {}
         """By work: leases that ended before it was done."""
+        self.seconds: dict[str, list[tuple[NodeId, NodeId]]] = {}
+        """By work: who had it, and who was given it beside them."""
+        self.drained: set[NodeId] = set()
         self.num_lapses = 0
         self.draining = False
         self._last_fence = 0
@@ -90,11 +95,11 @@ class LeaseBook:
         self._last_fence = answer.fence
         if self.draining:
             raise Violation("a-draining-hub-grants-nothing", f"fence {answer.fence}", work)
-        for fence, live in self.live.items():
-            if live.work == work:
-                raise Violation(
-                    "one-lease-a-work", f"{live.node} holds {fence}, {event.node} was given {answer.fence}", work
-                )
+        if event.node in self.drained:
+            raise Violation("the-drained-get-nothing", f"{event.node} was given {answer.fence}", work)
+        if self._plans.is_at_rest(work):
+            raise Violation("paused-runs-rest", f"{event.node} was given {answer.fence}", work)
+        self._check_holders(event, work)
         if isinstance(answer, TrainGranted):
             self._check_lineage(answer, answer.lineage)
         else:
@@ -102,10 +107,37 @@ class LeaseBook:
         if answer.term_ms != self._settings.lease_ms:
             raise Violation("grants-say-the-term", f"{answer.term_ms}", work)
         self.grants[work] = self.grants.get(work, 0) + 1
-        if self.grants[work] > 1 + self.early_ends.get(work, 0):
+        if self.grants[work] > 1 + self.early_ends.get(work, 0) + len(self.seconds.get(work, ())):
             raise Violation("work-is-granted-once-an-end", f"{self.grants[work]} grants", work)
         deadline_ms = event.now_ms + self._settings.lease_ms
-        self.live[answer.fence] = Live(node=event.node, work=work, deadline_ms=deadline_ms)
+        self.live[answer.fence] = Live(node=event.node, host=event.host, work=work, deadline_ms=deadline_ms)
+
+    def _check_holders(self, event: LeaseRequested, work: str) -> None:
+        """A second lease is for another machine's node, and only if there is nothing else to do."""
+        holders = [live for live in self.live.values() if live.work == work]
+        if not holders:
+            return
+        if len(holders) > 1:
+            raise Violation("at-most-two-leases-a-work", f"{holders} hold it, {event.node} was given it", work)
+        if event.host in ("", holders[0].host):
+            raise Violation("spares-are-on-other-machines", f"{holders[0]} and {event.node} on {event.host}", work)
+        waiting = [one for one in self._waiting() if one != work]
+        if waiting:
+            raise Violation("spares-come-last", f"{event.node} was given it, {waiting[0][:12]} waits", work)
+        self._kernel.mark("second-lease")
+        self.seconds.setdefault(work, []).append((holders[0].node, event.node))
+
+    def _waiting(self) -> Iterator[str]:
+        """Work of runs that are not paused which nobody has been given."""
+        held = {live.work for live in self.live.values()}
+        for book in self._plans.at_work():
+            for lineage in book.named:
+                wanted = self._plans.lineage(lineage)
+                if lineage not in held and wanted and self._results.head(lineage)[0] < wanted.known_steps:
+                    yield lineage
+            for task in book.tasks:
+                if task not in held and task not in self._results.results:
+                    yield task
 
     def _check_lineage(self, answer: TrainGranted, granted: LineageWanted) -> None:
         wanted = self._plans.lineage(granted.id)
@@ -149,6 +181,15 @@ class LeaseBook:
         for fence in [fence for fence, live in self.live.items() if live.work == work]:
             self._kernel.mark("done-by-another-than-the-holder")
             self.end(fence, early=True)
+
+    def end_others(self, node: NodeId, fence: Fence, work: str) -> None:
+        """A commit of a holder has come first: who trained the same beside it has lost."""
+        own = self.live.get(fence)
+        if own is None or (own.node, own.work) != (node, work):
+            return
+        for other in [other for other, live in self.live.items() if live.work == work and other != fence]:
+            self._kernel.mark("spare-won" if other < fence else "holder-won")
+            self.end(other, early=True)
 
     def end_of_node(self, node: NodeId) -> None:
         for fence in [fence for fence, live in self.live.items() if live.node == node]:

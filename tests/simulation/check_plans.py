@@ -14,6 +14,7 @@ from tests.simulation.story import Violation
 @dataclass(kw_only=True)
 class RunBook:
     state: Literal["running", "cancelled", "finished"] = "running"
+    paused: bool = False
     lineages: dict[LineageId, LineageWanted] = field(default_factory=dict)
     """All that it ever named."""
     named: set[LineageId] = field(default_factory=set)
@@ -31,6 +32,7 @@ class PlanBook:
 
     def submitted(self, event: RunSubmitted) -> None:
         book = self.runs.setdefault(event.run, RunBook())
+        book.paused = False
         if book.state == "cancelled":
             book.state = "running"
             book.named = set(book.lineages)  # it has them again before its plan has spoken
@@ -79,6 +81,14 @@ class PlanBook:
             if book.state == "running" and task in book.tasks:
                 return book.tasks[task]
         return None
+
+    def is_at_rest(self, work: str) -> bool:
+        """Every running run that wants this lineage or task is paused."""
+        wanting = [b for b in self.runs.values() if b.state == "running" and (work in b.named or work in b.tasks)]
+        return all(book.paused for book in wanting)
+
+    def at_work(self) -> list[RunBook]:
+        return [book for book in self.runs.values() if book.state == "running" and not book.paused]
 
     def is_kept(self, task: TaskId) -> bool:
         """Named by a run that may still ask for it."""

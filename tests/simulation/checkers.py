@@ -6,10 +6,10 @@ violation says first; `tests/simulation/planted_bugs.md` lists which check finds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from coordinator.core.effects import Answer, CommitAccepted, CommitRefused, Denied, Push, Revoke, SendServe
+from coordinator.core.effects import Answer, CommitAccepted, CommitRefused, Denied, Done, Push, Revoke, SendServe
 from coordinator.core.events import (
     CheckpointCommitted,
     CoordinatorResumed,
@@ -20,10 +20,14 @@ from coordinator.core.events import (
     LeaseRenewed,
     LeaseRequested,
     LeaseReturned,
+    NodeDrained,
+    NodeRestored,
     PeerEnrolled,
     PeerRevoked,
     PlanAdvanced,
     RunCancelled,
+    RunPaused,
+    RunResumed,
     RunSubmitted,
     SessionClosed,
     SessionOpened,
@@ -106,6 +110,14 @@ class Checkers:
                 if self.plans.advanced(event, self.results.done):
                     self.results.finished(event.run)
                 self.leases.end_unwanted()
+            case RunPaused() | RunResumed():
+                if isinstance(answer, Done):
+                    self.plans.runs[event.run].paused = isinstance(event, RunPaused)
+            case NodeDrained():
+                if isinstance(answer, Done):
+                    self.leases.drained.add(event.node)
+            case NodeRestored():
+                self.leases.drained.discard(event.node)
             case PeerEnrolled():
                 self.enrolled.add(event.node)
             case PeerRevoked():
@@ -151,6 +163,13 @@ class Checkers:
         grew = self.results.committed(event, answer)
         if grew and (live is None or live.node != event.node):
             self._kernel.mark("commit-under-a-stale-fence")
+        if grew:
+            self.leases.end_others(event.node, event.fence, event.lineage)
+        at_rest = event.node in self.leases.drained or self.plans.is_at_rest(event.lineage)
+        if at_rest and isinstance(answer, CommitAccepted):
+            self._kernel.mark("rest-begins-with-commit")
+            if not answer.yield_lease:
+                raise Violation("rest-begins-at-the-next-commit", f"{event.node} goes on", event.lineage)
         if isinstance(answer, CommitAccepted) and answer.yield_lease:
             self._kernel.mark("lease-ends-with-commit")
             self.leases.ended_by(event.node, event.fence, event.lineage)
@@ -302,11 +321,20 @@ class Checkers:
             if count != min(num_replicas, len(live)):
                 raise Violation("published-slots-are-served", f"{slot} by {count} of {len(live)} nodes")
 
-    def calm(self, totals: Mapping[LineageId, int]) -> None:
-        """A world without faults wastes nothing but the steps ahead of a commit that ended its lease."""
-        if self.leases.num_lapses or self.results.num_refused:
+    def calm(self, totals: Mapping[LineageId, int], slow: Collection[NodeId]) -> None:
+        """A world without faults wastes nothing but the steps ahead of a commit that ended its lease.
+
+        And what a slow node does while a fast one does the same.
+        """
+        if self.leases.num_lapses or (self.results.num_refused and not self.leases.seconds):
             raise Violation("calm-worlds-waste-nothing", f"{self.leases.num_lapses} lapses")
+        for work, pairs in self.leases.seconds.items():
+            for holder, spare in pairs:
+                if holder not in slow or spare in slow:
+                    raise Violation("spares-help-the-slow", f"{spare} was given what {holder} had", work)
         for work, count in self.leases.grants.items():
+            if work in self.leases.seconds:
+                continue
             total = totals.get(LineageId(work))
             if total is None and count > 1:
                 raise Violation("calm-worlds-waste-nothing", f"a task was granted {count} times", work)

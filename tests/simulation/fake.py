@@ -41,15 +41,18 @@ class Checkpoint:
     figures: Figures
 
 
-def small_spec(variant: int, *, bootstrap_samples: int = 200) -> SmallTalkSpec:
-    """A SmallTalk run of some thirty tasks and thirty commits. `variant` is even for 2 experts, odd for 3."""
+def small_spec(variant: int, *, bootstrap_samples: int = 200, expert_steps: int = 4) -> SmallTalkSpec:
+    """A SmallTalk run of some thirty tasks and thirty commits. `variant` is even for 2 experts, odd for 3.
+
+    `expert_steps`: of each chunk, and expert.
+    """
     num = 2 + variant % 2
     return SmallTalkSpec(
         corpus=CORPUS_DIGEST,
         seed=variant,
         text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),
         routers=RouterSpec(model=TINY, rounds=2, chunk_sequences=4 * num, batch_size=1),
-        experts=ExpertSpec(model=TINY, num=num, chunks=2, chunk_sequences=4 * num, batch_size=1),
+        experts=ExpertSpec(model=TINY, num=num, chunks=2, chunk_sequences=expert_steps * num, batch_size=1),
         dense=DenseSpec(batch_size=4),
         evaluation=EvalSpec(bootstrap_samples=bootstrap_samples),
     )

@@ -57,10 +57,14 @@ class Node(Process):
         points: dict[str, float],
         checkers: Checkers,
         failures_left: dict[str, int],
+        host: str,
+        throttle: float,
     ) -> None:
         super().__init__(kernel)
         self.name = NodeId(name)
-        self.slowness = 1.0
+        self.host = host
+        self.throttle = throttle
+        self.slowness = throttle
         self.salt = ""
         self.points = points
         self.disk = Disk(entries={}, blobs=set())
@@ -176,6 +180,7 @@ class Node(Process):
                 boot_id=self.boot_id,
                 free_memory_bytes=FREE_MEMORY,
                 held=held,
+                host=self.host,
             )
 
         self._calls.send(event, lambda answer: self._granted(effect.request_id, answer))
@@ -356,7 +361,7 @@ class Node(Process):
                 role="node",
                 boot_id=boot_id,
                 version=package_version(),
-                hostname=self.name,
+                hostname=self.host,
                 cores=1,
                 memory_bytes=FREE_MEMORY,
             )

@@ -29,14 +29,18 @@ RARE_BRANCHES: tuple[str, ...] = (
     "packet-into-partition",
     "refused.revoked",
     "renewal-refused",
+    "holder-won",
     "replayed",
     "request-repeated",
     "result-diverged",
     "result-known-already",
     "result-refused",
+    "rest-begins-with-commit",
     "revoke-received",
     "rows-lost",
+    "second-lease",
     "second-run",
+    "spare-won",
     "stream-broke",
 )
 """Branches of the product that only faults reach; the worlds of the suite must reach each."""

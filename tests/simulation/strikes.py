@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 LEFT_TO_WORK = 1
-"""Nodes that are never revoked."""
+"""Nodes of full speed that are never revoked."""
 
 
 class Strikes:
@@ -68,7 +69,7 @@ class Strikes:
         node = self._victim()
         if node is not None:
             self._kernel.mark("slow-node")
-            node.slowness = self._chance.choice((1.0, 4.0, 20.0))
+            node.slowness = node.throttle * self._chance.choice((1.0, 4.0, 20.0))
 
     def _leave_node(self) -> None:
         node = self._victim()
@@ -78,8 +79,8 @@ class Strikes:
 
     def _revoke_node(self) -> None:
         node = self._victim()
-        trusted = [node for node in self._world.nodes if not node.revoked]
-        if node is None or node.revoked or len(trusted) <= LEFT_TO_WORK or self._chance.random() < 0.7:
+        left = [one for one in self._world.nodes if not one.revoked and one is not node and one.throttle == 1.0]
+        if node is None or node.revoked or len(left) < LEFT_TO_WORK or self._chance.random() < 0.7:
             return
         if node.name not in self._world.checkers.enrolled:
             return
@@ -161,3 +162,36 @@ class Strikes:
             lambda now_ms: hear.RunCancelled(now_ms=now_ms, run=run), wanted=lambda: not self._world.healed
         )
         self._kernel.after(self._for_ms(), lambda: self._world.submit(run))
+
+    # --- rest -----------------------------------------------------------------------------------
+
+    def _pause_run(self) -> None:
+        run = next(iter(self._world.specs))
+        book = self._world.checkers.plans.runs.get(run)
+        if book is not None and book.state == "running":
+            self._kernel.mark("pause-run")
+            self._rest(
+                lambda now_ms: hear.RunPaused(now_ms=now_ms, run=run),
+                lambda now_ms: hear.RunResumed(now_ms=now_ms, run=run),
+            )
+
+    def _drain_node(self) -> None:
+        node = self._victim()
+        if node is not None and node.name in self._world.checkers.enrolled:
+            self._kernel.mark("drain-node")
+            name = node.name
+            self._rest(
+                lambda now_ms: hear.NodeDrained(now_ms=now_ms, node=name),
+                lambda now_ms: hear.NodeRestored(now_ms=now_ms, node=name),
+            )
+
+    def _rest(self, begin: Callable[[int], hear.Event], end: Callable[[int], hear.Event]) -> None:
+        """Asked for until it is answered, and no longer once its end has come."""
+        over: list[bool] = []
+        self._world.admin(begin, wanted=lambda: not over)
+
+        def go_on() -> None:
+            over.append(True)
+            self._world.admin(end)
+
+        self._kernel.after(self._for_ms(), go_on)

@@ -7,7 +7,7 @@ and never comes to the states that lie deep); every twentieth has none, and must
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.core.settings import CoreSettings
 
@@ -29,6 +29,8 @@ STRIKES: tuple[str, ...] = (
     "cancel-run",
     "break-session",
     "revoke-node",
+    "pause-run",
+    "drain-node",
 )
 """Faults that come from outside, aimed at who holds work."""
 
@@ -68,6 +70,10 @@ class Weather:
     strike_every_ms: int
     storm_ms: int
     """How long the safety phase lasts."""
+    throttled: bool
+    """Node 0 has a tenth of the others' speed, from first to last."""
+    num_hosts: int
+    """Machines the nodes run on, in turn."""
 
 
 def weather_of(seed: int) -> Weather:
@@ -94,6 +100,26 @@ def weather_of(seed: int) -> Weather:
         strikes=() if calm else strikes,
         strike_every_ms=chance.choice((1_500, 3_000, 6_000)),
         storm_ms=chance.choice((20_000, 40_000, 60_000)),
+        throttled=chance.random() < 0.4,
+        num_hosts=chance.choice((2, 4, 4, 4)),
+    )
+
+
+def calm_weather(seed: int, *, num_nodes: int, throttled: bool = False) -> Weather:
+    """No faults, no second run, every node on a machine of its own: for worlds that are compared."""
+    weather = weather_of(seed)
+    return replace(
+        weather,
+        calm=True,
+        num_nodes=num_nodes,
+        two_runs=False,
+        settings=replace(weather.settings, overdue_ms=8_000),
+        packets={},
+        points={},
+        strikes=(),
+        storm_ms=0,
+        throttled=throttled,
+        num_hosts=num_nodes,
     )
 
 

@@ -23,7 +23,7 @@ from tests.simulation.oracle import Undisturbed, undisturbed
 from tests.simulation.snapshot import snapshot_of
 from tests.simulation.story import Violation
 from tests.simulation.strikes import Strikes
-from tests.simulation.weather import weather_of
+from tests.simulation.weather import Weather, weather_of
 
 SUPERVISE_MS = 500
 LIVENESS_MS = 240_000
@@ -31,6 +31,7 @@ LIVENESS_MS = 240_000
 SETTLE_MS = 60_000
 """And then for nodes to deliver or drop what is left."""
 ADMIN_AGAIN_MS = 2_000
+THROTTLED = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Outcome:
 
 
 class World:
-    def __init__(self, seed: int) -> None:
-        self.weather = weather_of(seed)
+    def __init__(self, seed: int, weather: Weather | None = None) -> None:
+        self.weather = weather or weather_of(seed)
         self.kernel = Kernel()
         self.chance = random.Random(seed)
         self.checkers = Checkers(self.kernel, self.weather.settings)
@@ -58,9 +59,11 @@ class World:
         self.hub = Hub(self.kernel, self.chance, self.weather, self.checkers, self._hub_died)
         self.healed = False
         self._failures_left: dict[str, int] = {}
-        self.nodes = [self._node(f"node-{index}") for index in range(self.weather.num_nodes)]
+        self.nodes = [self._node(index) for index in range(self.weather.num_nodes)]
         first = fake.small_spec(self.weather.variant)
         self.specs = {first.id: first}
+        self.priorities: dict[RunId, int] = {}
+        """Of runs that have another one than 0."""
         self.strikes = Strikes(self)
         self._requests = 0
 
@@ -72,12 +75,7 @@ class World:
         Raises:
             Violation: of the check that saw it.
         """
-        self.hub.start()
-        self._enrol()
-        self.submit(next(iter(self.specs)))
-        for node in self.nodes:
-            self.kernel.after(self.chance.uniform(0, 2_000), node.start)
-        self.kernel.after(SUPERVISE_MS, self._supervise)
+        self._begin()
         if self.weather.two_runs:
             self.kernel.after(self.chance.uniform(2_000, self.weather.storm_ms / 2), self._submit_another)
         self.strikes.begin()
@@ -94,6 +92,22 @@ class World:
         self._last_checks()
         return finished_ms
 
+    def live_until_one_has_finished(self) -> None:
+        """Runs a world without faults, all its runs from the beginning, until the first of them has finished."""
+        self._begin()
+        for run in list(self.specs)[1:]:
+            self.submit(run)
+        runs = self.checkers.plans.runs
+        assert self.kernel.run(10 * LIVENESS_MS, lambda: any(book.state == "finished" for book in runs.values()))
+
+    def _begin(self) -> None:
+        self.hub.start()
+        self._enrol()
+        self.submit(next(iter(self.specs)))
+        for node in self.nodes:
+            self.kernel.after(self.chance.uniform(0, 2_000), node.start)
+        self.kernel.after(SUPERVISE_MS, self._supervise)
+
     def _heal(self) -> None:
         self.healed = True
         self.network.heal()
@@ -103,7 +117,7 @@ class World:
                 process.thaw()
         for node in self.nodes:
             node.points.clear()
-            node.slowness = 1.0
+            node.slowness = node.throttle
         self._take_up_again()
 
     def _take_up_again(self) -> None:
@@ -126,13 +140,13 @@ class World:
             self.checkers.served(run, oracle.slots, live, self.weather.settings.serve_replicas)
         if self.weather.calm:
             totals = {one: chain[-1].end_step for one, chain in oracle.chains.items()}
-            self.checkers.calm(totals)
+            self.checkers.calm(totals, [node.name for node in self.nodes if node.throttle > 1])
 
     # --- who is there -----------------------------------------------------------------------------
 
-    def _node(self, name: str) -> Node:
+    def _node(self, index: int) -> Node:
         node = Node(
-            name,
+            f"node-{index}",
             kernel=self.kernel,
             network=self.network,
             hub=self.hub,
@@ -140,6 +154,8 @@ class World:
             points=dict(self.weather.points),
             checkers=self.checkers,
             failures_left=self._failures_left,
+            host=f"host-{index % self.weather.num_hosts}",
+            throttle=THROTTLED if self.weather.throttled and index == 0 else 1.0,
         )
         node.on_end = self._node_ended
         return node
@@ -209,7 +225,7 @@ class World:
                 spec_json=spec_json,
                 corpus_json=fake.CORPUS.to_json(),
                 name="simulated",
-                priority=0,
+                priority=self.priorities.get(run, 0),
             )
         )
 

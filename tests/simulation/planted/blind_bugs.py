@@ -59,7 +59,7 @@ def _advances_with_the_lease(state: State, task: Task, event: TaskCompleted) -> 
         run = durable.runs[run_id]
         if run.open_tasks.pop(event.task, 0) is None:
             run.num_tasks_done += 1
-    lease = durable.leases.get(task.lease)
+    lease = next((durable.leases[fence] for fence in task.leases), None)
     if lease is None:
         return []  # "nothing to end": but the plans wait for the result all the same
     release(state, lease, event.now_ms)
