@@ -42,6 +42,9 @@ def _set_paused(durable: DurableState, run_id: RunId, paused: bool) -> Answer:
         return Denied(error_id="refused.no-such-run", reason=f"no run {short(run_id)}")
     if not isinstance(run.status, Running):
         return Denied(error_id="refused.run-ended", reason=f"run {short(run_id)} has ended already")
+    if run.paused and not paused:
+        others = [other.weighted_flops for other in durable.at_work()]
+        run.weighted_flops = max(run.weighted_flops, min(others, default=0.0))  # a rest is no credit
     run.paused = paused
     return Done()
 

@@ -2,9 +2,10 @@
 
 The order, from the outside in:
 
-1. **Runs.** Of the runs that have something this node can do, the one that holds the fewest leases
-   for its weight, then the one that was trained least for its weight, then the older one. A step of
-   priority doubles the weight.
+1. **Runs.** A run's quota is its weight's part of the leases there are with this one; a step of priority
+   doubles the weight. Of the runs that have something this node can do, those go first that hold fewer
+   leases than the whole number in their quota. Those that lack only a fraction of one take turns: the one
+   that was trained least for its weight goes next. Then come the others, and of equals the older one.
 2. **Classes** within a run: tasks that hold lineages up (rank 0, or rank 1 and overdue); lineages of
    rank 0; tasks of rank 1; lineages of rank 1 (controls); tasks of rank 2 (evaluation).
 3. **Within lineages**, longest remaining FLOPs first. Those within a fifth of the longest count as
@@ -16,6 +17,7 @@ Work that does not fit the node's free memory is not offered. Work that failed o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,14 +76,9 @@ class _Candidate:
 def choose(durable: DurableState, ask: Ask, settings: CoreSettings) -> Choice:
     """The work `ask.node` should do now, or why there is none. Changes nothing."""
     too_large: list[str] = []
-    shares = _leases_by_run(durable, ask.keep)
-    by_share = sorted(
-        durable.at_work(), key=lambda run: (shares.get(run.run, 0) / weight(run.priority), run.weighted_flops)
-    )
-    for run in by_share:
-        candidates = list(_candidates(durable, run, ask, settings, too_large))
-        if not candidates:
-            continue
+    found = {run.run: list(_candidates(durable, run, ask, settings, too_large)) for run in durable.at_work()}
+    for run in _by_share(durable, [run for run in durable.at_work() if found[run.run]], ask):
+        candidates = found[run.run]
         first = min((c.failed_here, c.rank_class) for c in candidates)
         works = [c.work for c in candidates if (c.failed_here, c.rank_class) == first]
         lineages = [work for work in works if isinstance(work, Lineage)]
@@ -90,6 +87,23 @@ def choose(durable: DurableState, ask: Ask, settings: CoreSettings) -> Choice:
         tasks = [work for work in works if isinstance(work, Task)]
         return ChosenTask(run=run.run, task=_best_task(tasks, ask).wanted.id)
     return NothingFits(reason=too_large[0] if too_large else _why_nothing(durable))
+
+
+def _by_share(durable: DurableState, runs: list[Run], ask: Ask) -> list[Run]:
+    held = _leases_by_run(durable, ask.keep)
+    if not ask.host:  # a journal from before nodes named their machine: it was answered by this order
+        return sorted(runs, key=lambda run: (held.get(run.run, 0) / weight(run.priority), run.weighted_flops))
+    rivals = [run for run in durable.at_work() if run in runs or run.run in held]
+    total_weight = sum(weight(run.priority) for run in rivals)
+    num_leases = 1 + sum(held.get(run.run, 0) for run in rivals)
+
+    def turn(run: Run) -> tuple[int, float]:
+        mine, quota = held.get(run.run, 0), num_leases * weight(run.priority) / total_weight
+        if math.floor(quota) <= mine < quota:
+            return 1, run.weighted_flops
+        return (0 if mine < quota else 2), mine / weight(run.priority)
+
+    return sorted(runs, key=turn)
 
 
 def weight(priority: int) -> float:

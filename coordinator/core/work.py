@@ -179,6 +179,7 @@ def _should_yield(state: State, event: CheckpointCommitted) -> bool:
         held=frozenset(facts.held if facts else ()),
         now_ms=event.now_ms,
         keep=event.lineage,
+        host=facts.host if facts else "",
     )
     choice = choose(state.durable, ask, state.settings)
     kept = isinstance(choice, ChosenLineage) and choice.lineage == event.lineage

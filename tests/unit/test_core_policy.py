@@ -82,6 +82,7 @@ class Queue:
             boot_id="b",
             free_memory_bytes=free,
             held=tuple(Digest(digest) for digest in held),
+            host="machine",
         )
         return self._answer(event)
 
@@ -244,6 +245,24 @@ def test_two_runs_take_turns_on_one_node(queue: Queue) -> None:
         if queue.commit("a", grant, end).yield_lease:
             grant = queue.ask("a")
     assert turns == ["l1", "l2", "l1", "l2", "l1", "l2"]
+
+
+@pytest.mark.parametrize("priority", [-1, 0, 1, 2])
+def test_runs_take_turns_on_the_part_of_a_node_that_their_weights_leave_over(queue: Queue, priority: int) -> None:
+    """Two nodes: one for each run would be even, whatever the weights."""
+    queue.run(*(lineage(f"a{i}") for i in range(2)))
+    queue.run(*(lineage(f"b{i}") for i in range(2)), run=RunId("run-2"), priority=priority)
+    grants = {node: queue.ask(node) for node in ("n1", "n2")}
+    heads = dict.fromkeys(("a0", "a1", "b0", "b1"), 0)
+    for turn in range(24):
+        queue.now_ms += 2_000
+        node = ("n1", "n2")[turn % 2]
+        name = grants[node].lineage.label
+        heads[name] += 5
+        if queue.commit(node, grants[node], heads[name]).yield_lease:
+            grants[node] = queue.ask(node)
+    trained = {run: heads[f"{run}0"] + heads[f"{run}1"] for run in "ab"}
+    assert trained["b"] / trained["a"] == pytest.approx(2.0**priority, rel=0.25)
 
 
 def test_work_that_two_runs_want_is_done_once_and_both_plans_hear_of_it(queue: Queue) -> None:
