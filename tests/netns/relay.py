@@ -1,6 +1,6 @@
 """A slow link in user space, for kernels without netem: frames go from one TAP device to another, late, or not at all.
 
-    python relay.py /run/netns/A eth0 /run/netns/B a MBIT DELAY_MS LOSS
+    python relay.py /run/netns/A eth0 /run/netns/B a MBIT DELAY_MS LOSS QUEUE_BYTES
 
 Prints "ready" when both devices are there, and carries on until it is killed; the devices go with it.
 """
@@ -21,25 +21,24 @@ TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 CLONE_NEWNET = 0x40000000
 FRAME_BYTES = 65_536
-QUEUE_BYTES = 375_000
-"""What waits for its turn, beyond which frames are dropped: 300 ms at 10 Mbit/s, as a home router would hold."""
 
 
 class Way:
     """One direction: a queue that empties at the link's rate, then the delay."""
 
-    def __init__(self, sink: int, *, mbit: float, delay_ms: float, loss: float, seed: int) -> None:
+    def __init__(self, sink: int, *, mbit: float, delay_ms: float, loss: float, queue_bytes: float, seed: int) -> None:
         self._sink = sink
         self._bytes_per_s = mbit * 1e6 / 8
         self._delay_s = delay_ms / 1e3
         self._loss = loss
+        self._queue_bytes = queue_bytes
         self._random = random.Random(seed)
         self.under_way: deque[tuple[float, bytes]] = deque()
         self._free_at = 0.0
 
     def offer(self, frame: bytes, now: float) -> None:
         starts = max(now, self._free_at)
-        too_long = (starts - now) * self._bytes_per_s > QUEUE_BYTES
+        too_long = (starts - now) * self._bytes_per_s > self._queue_bytes
         if too_long or self._random.random() < self._loss:
             return
         self._free_at = starts + len(frame) / self._bytes_per_s
@@ -67,12 +66,10 @@ def open_tap(namespace: str, name: str) -> int:
 
 def main() -> None:
     near_space, near_name, far_space, far_name = sys.argv[1:5]
-    mbit, delay_ms, loss = map(float, sys.argv[5:8])
+    names = ("mbit", "delay_ms", "loss", "queue_bytes")
+    shape = dict(zip(names, map(float, sys.argv[5:9]), strict=True))
     near, far = open_tap(near_space, near_name), open_tap(far_space, far_name)
-    ways = {
-        near: Way(far, mbit=mbit, delay_ms=delay_ms, loss=loss, seed=1),
-        far: Way(near, mbit=mbit, delay_ms=delay_ms, loss=loss, seed=2),
-    }
+    ways = {near: Way(far, **shape, seed=1), far: Way(near, **shape, seed=2)}
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     next_due = time.monotonic()

@@ -31,6 +31,7 @@ RUN = Path("/run/netns")
 ETC = Path("/etc/netns")
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 RELAY = Path(__file__).with_name("relay.py")
+PACKET_BYTES = 1_514
 CLONE_NEWNET = 0x40000000
 _NUMBERS = itertools.count()
 
@@ -62,6 +63,8 @@ class Shape:
     rtt_ms: float
     loss: float
     """Part of the packets lost each way."""
+    queue_bytes: int = 375_000
+    """What waits for its turn, beyond which packets are dropped: by default 300 ms at 10 Mbit/s."""
 
 
 def why_none() -> str:
@@ -198,7 +201,7 @@ class Spaces:
         return "netem"
 
     def _relayed(self, name: str, inside: str, shape: Shape) -> str:
-        figures = [str(shape.mbit), str(shape.rtt_ms / 2), str(shape.loss)]
+        figures = [str(shape.mbit), str(shape.rtt_ms / 2), str(shape.loss), str(shape.queue_bytes)]
         command = [
             sys.executable,
             str(RELAY),
@@ -232,8 +235,10 @@ def _has_netem(namespace: str) -> bool:
 
 
 def _netem(namespace: str, device: str, shape: Shape) -> None:
+    on_the_way = shape.mbit * shape.rtt_ms / 2 * 1000 / 8
+    limit = ["limit", str(int((shape.queue_bytes + on_the_way) / PACKET_BYTES))]
     how = ["rate", f"{shape.mbit}mbit", "delay", f"{shape.rtt_ms / 2}ms", "loss", f"{100 * shape.loss}%"]
-    _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "netem", *how, "limit", "1000")
+    _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "netem", *how, *limit)
 
 
 def _let_only_dial(namespace: str) -> str:

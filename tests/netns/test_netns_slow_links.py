@@ -1,4 +1,4 @@
-"""A slow and lossy link: 10 Mbit/s, 200 ms there and back, 2% of the packets lost each way."""
+"""Links that are slow and lose packets, and one whose deep queue would hold heartbeats up for seconds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from tests.netns.spaces import Shape
 HEARTBEATS_BYTES_PER_S = 5_000
 """Ten times what a session without work sends: the transfers did move."""
 SLOW = Shape(mbit=10, rtt_ms=200, loss=0.02)
+DEEP = Shape(mbit=2, rtt_ms=50, loss=0.0, queue_bytes=1_000_000)
+"""Four seconds of queue: who fills it is not heard for as long."""
 LARGE_BYTES = 24 << 20
 BESIDE_S = 8.0
 """More than the silence that makes a suspect: a transfer that starved the heartbeats would show."""
@@ -32,11 +34,15 @@ def large_blob(folder: Path, name: str) -> tuple[Digest, Path]:
     return digest_file(path), path
 
 
-@pytest.mark.parametrize("by_loss", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("shape", "by_loss"),
+    [(SLOW, False), pytest.param(SLOW, True, marks=pytest.mark.long), pytest.param(DEEP, True, marks=pytest.mark.long)],
+    ids=["slow", "slow-by-loss", "deep-by-loss"],
+)
 def test_heartbeats_live_beside_large_transfers_both_ways_on_a_slow_link(
-    fleet: Fleet, tmp_path: Path, by_loss: bool
+    fleet: Fleet, tmp_path: Path, shape: Shape, by_loss: bool
 ) -> None:
-    fleet.add_machine("a", shape=SLOW)
+    fleet.add_machine("a", shape=shape)
     if by_loss:
         for name in (HUB, "a"):
             fleet.spaces.control_by_loss(name)
