@@ -30,7 +30,7 @@ def read_manifest(corpus: Digest, store: BlobStore) -> Mapping[str, Any]:
     try:
         manifest = read_json(store.path(corpus).read_bytes())
         shards = [shard["digest"] for shard in manifest["shards"]]
-        if manifest["kind"] != "corpus" or not isinstance(manifest["sources"], dict):
+        if manifest["kind"] != "corpus" or not all(isinstance(name, str) for name in manifest["sources"]):
             raise ValueError("it is of another kind")
         if not all(isinstance(shard, str) and is_digest(shard) for shard in shards):
             raise ValueError("a shard is no digest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,10 @@ from potluck.jsontext import read_json
 
 PLAIN_KINDS = "biuf"
 """Of an array's numbers: truth values, whole numbers and floats."""
+HEADER_ERRORS = (
+    ValueError, EOFError, OverflowError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError, KeyError,
+)  # fmt: skip
+"""numpy reads an array's header with Python's own tokenizer and parser, and lets through what they raise."""
 Progress = Callable[[float], None]
 """Called with the fraction done, 0 to 1; never goes back."""
 
@@ -99,7 +104,7 @@ def load_array(path: Path) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError, TypeError, SyntaxError, MemoryError) as error:
+    except HEADER_ERRORS as error:
         raise DataError("data.bad-array", f"{path.name} is no array: {error}", "make it again") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in PLAIN_KINDS:
         raise DataError("data.bad-array", f"{path.name} is no array of plain numbers", "make it again")

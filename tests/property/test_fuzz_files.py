@@ -21,8 +21,9 @@ from router.score import RouterModels
 from router.view import View
 from sampling.cluster_tree import Tree
 from sampling.embed_lsi import LsiEncoder
+from sampling.taskio import load_array
 from tests.fuzz.bending import shapeless, spoilt
-from tests.fuzz.seeds import safetensors, seeds_of, weight_file
+from tests.fuzz.seeds import array_file, safetensors, seeds_of, weight_file
 from tests.fuzz.targets import BINARIES, TINY
 
 NUMBERS = st.sampled_from([-1, 0, 1, 3, 4, 16, 2**31, 2**53, 2**63, 2**64, 10**30, 1.5, None, "4", []])
@@ -107,6 +108,16 @@ def test_sizes_that_lie_are_no_tensors_of_ours(bend: dict[str, Any], tmp_path: P
     with pytest.raises(DataError) as caught:
         load_decoder(TINY, tmp_path / "f")
     assert caught.value.error_id in ("data.bad-tensors", "data.wrong-weights")
+
+
+@pytest.mark.parametrize("spoilt", ["%'descr'", "(" * 100, "{'descr': '|O'", "'" * 3, "{" * 100, "1" * 100])
+def test_an_arrays_header_that_is_no_python_is_refused(spoilt: str, tmp_path: Path) -> None:
+    data = bytearray(array_file())
+    data[10 : 10 + len(spoilt)] = spoilt.encode()
+    (tmp_path / "f").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        load_array(tmp_path / "f")
+    assert caught.value.error_id == "data.bad-array"
 
 
 def test_a_header_of_a_terabyte_is_refused_without_room_for_it(tmp_path: Path) -> None:
