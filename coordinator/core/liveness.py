@@ -25,7 +25,7 @@ def on_time_passed(state: State, event: TimePassed) -> list[Effect]:
     ephemeral = state.ephemeral
     for node, session in ephemeral.sessions.items():
         silent_ms = event.now_ms - ephemeral.last_heard_ms[node]
-        if session.opened.role == "node" and silent_ms > state.settings.suspect_ms:
+        if session.opened.role == "node" and silent_ms > patience_ms(state, node):
             ephemeral.suspects.setdefault(node, "silent")
     over = [fence for fence, deadline in ephemeral.deadlines_ms.items() if event.now_ms >= deadline]
     lapses = _lapses(state, _held_by_suspects(state), "suspect", event.now_ms)
@@ -77,6 +77,7 @@ def on_session_closed(state: State, event: SessionClosed) -> list[Effect]:
 
 
 def on_heartbeat_received(state: State, event: HeartbeatReceived) -> list[Effect]:
+    _note_gap(state, event.node, event.now_ms)
     hear(state, event.node, event.now_ms)
     state.ephemeral.heartbeats[event.node] = event
     if event.fence == NO_FENCE or _extend(state, event.node, event.fence, event.now_ms):
@@ -124,11 +125,27 @@ def is_live(state: State, node: NodeId) -> bool:
     return node in state.ephemeral.sessions and not state.durable.is_revoked(node)
 
 
+def patience_ms(state: State, node: NodeId) -> int:
+    """Silence after which a node is suspected: less for one that was steady lately. Nobody is before a dozen beats."""
+    settings = state.settings
+    gap_ms = state.ephemeral.longest_gap_ms.get(node, settings.suspect_ms)
+    if gap_ms > settings.steady_gap_ms:
+        return settings.suspect_ms
+    return min(settings.suspect_steady_ms, settings.suspect_ms)
+
+
 def hear(state: State, node: NodeId, now_ms: int) -> None:
     """A sign of life clears a suspicion."""
     state.ephemeral.suspects.pop(node, None)
     if node in state.ephemeral.sessions:
         state.ephemeral.last_heard_ms[node] = now_ms
+
+
+def _note_gap(state: State, node: NodeId, now_ms: int) -> None:
+    ephemeral = state.ephemeral
+    if node in ephemeral.sessions:
+        faded_ms = ephemeral.longest_gap_ms.get(node, state.settings.suspect_ms) * 9 // 10
+        ephemeral.longest_gap_ms[node] = max(faded_ms, now_ms - ephemeral.last_heard_ms[node])
 
 
 def _extend(state: State, node: NodeId, fence: Fence, now_ms: int) -> bool:

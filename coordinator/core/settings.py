@@ -14,6 +14,10 @@ class CoreSettings:
     heartbeat_ms: int = 1_000
     suspect_ms: int = 5_000
     """Silence after which a node's work may be granted anew; commits are compare-and-set, so being wrong is cheap."""
+    suspect_steady_ms: int = 3_000
+    """The same for a node whose heartbeats come steadily, as they do on a LAN."""
+    steady_gap_ms: int = 1_500
+    """The longest silence that such a node may have kept lately: a heartbeat half a period late."""
     yield_grace_ms: int = 1_000
     """A training is not interrupted for work younger than this: an idle node that was woken is there sooner."""
     overdue_ms: int = 60_000

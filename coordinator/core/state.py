@@ -292,6 +292,8 @@ class EphemeralState:
     now_ms: int = 0
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     last_heard_ms: dict[NodeId, int] = field(default_factory=dict)
+    longest_gap_ms: dict[NodeId, int] = field(default_factory=dict)
+    """Node -> the longest silence before a heartbeat; its memory fades by a tenth with each."""
     suspects: dict[NodeId, str] = field(default_factory=dict)
     """Node -> why."""
     heartbeats: dict[NodeId, HeartbeatReceived] = field(default_factory=dict)
@@ -314,6 +316,7 @@ class EphemeralState:
         for table in (
             self.sessions,
             self.last_heard_ms,
+            self.longest_gap_ms,
             self.suspects,
             self.heartbeats,
             self.idle,

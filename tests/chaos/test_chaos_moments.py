@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def test_the_power_of_coordinator_and_node_fails_and_the_journal_loses_what_nobo
     assert deaths(crash_log) == [f"{BEFORE_REPLY}.{place(moment)}"]
 
 
-def test_a_node_that_froze_alone_goes_on_and_its_late_commit_wins_by_its_parent(
+def test_the_only_node_frozen_until_its_lease_has_lapsed_changes_nothing(
     job: Job, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     with Cluster(tmp_path) as cluster:
@@ -123,8 +122,6 @@ def test_a_node_that_froze_alone_goes_on_and_its_late_commit_wins_by_its_parent(
             node.signal(signal.SIGCONT)
         assert outcome(cluster, run) == undisturbed
         assert [daemon.stop() for daemon in (node, coordinator)] == [0, 0]
-    rows = [json.loads(row) for row in journal_rows(cluster.home)]
-    lapsed = [row["fence"] for row in rows if row["type"] == "LeaseLapsed"]
-    delivered = {row["fence"] for row in rows if row["type"] in ("CheckpointCommitted", "TaskCompleted")}
+    lapsed = [row for row in journal_rows(cluster.home) if "LeaseLapsed" in row]
     assert lapsed
-    assert delivered.issuperset(lapsed)
+    assert all('"suspect"' in row for row in lapsed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordinator.core.effects import Answer, Denied, RenewAnswer, TaskGranted, TrainGranted
 from coordinator.core.events import (
@@ -41,6 +41,8 @@ class _Presence:
     boot_id: str
     num_open: int = 0
     heard_ms: int = 0
+    gaps_ms: list[int] = field(default_factory=list)
+    """Silence before each heartbeat, oldest first."""
     broken: bool = False
     left: bool = False
 
@@ -213,7 +215,7 @@ class LeaseBook:
         silent_ms = event.now_ms - seen.heard_ms if seen is not None and seen.num_open else 0
         ok = {
             "expired": event.now_ms >= live.deadline_ms,
-            "suspect": seen is not None and (seen.broken or silent_ms > self._settings.suspect_ms),
+            "suspect": seen is not None and (seen.broken or silent_ms > self._patience_ms(seen)),
             "left": seen is not None and seen.left,
         }
         if not ok.get(event.reason, False):
@@ -244,8 +246,17 @@ class LeaseBook:
 
     def _is_over(self, live: Live, now_ms: int) -> bool:
         seen = self._presence.get(live.node)
-        silent = seen is not None and seen.num_open > 0 and now_ms - seen.heard_ms > self._settings.suspect_ms
+        silent = seen is not None and seen.num_open > 0 and now_ms - seen.heard_ms > self._patience_ms(seen)
         return now_ms >= live.deadline_ms or silent
+
+    def _patience_ms(self, seen: _Presence) -> int:
+        """By the whole history: the first silence counts as a suspect's, and each fades by a tenth with every beat."""
+        settings = self._settings
+        longest = settings.suspect_ms
+        for gap_ms in seen.gaps_ms:
+            longest = max(longest * 9 // 10, gap_ms)
+        steady = longest <= settings.steady_gap_ms
+        return min(settings.suspect_ms, settings.suspect_steady_ms) if steady else settings.suspect_ms
 
     def hear(self, node: NodeId, now_ms: int) -> None:
         seen = self._presence.get(node)
@@ -254,6 +265,9 @@ class LeaseBook:
             seen.heard_ms = now_ms
 
     def beat(self, event: HeartbeatReceived) -> None:
+        seen = self._presence.get(event.node)
+        if seen is not None and seen.num_open:
+            seen.gaps_ms.append(event.now_ms - seen.heard_ms)
         self.hear(event.node, event.now_ms)
         self._extend(event.node, event.fence, event.now_ms)
 
