@@ -131,6 +131,8 @@ def _share(kind: str) -> float:
 def _rate(kind: str, chance: random.Random) -> float:
     if kind == "other-bits":
         return 0.5  # once a life
+    if kind == "diverges":
+        return chance.choice((0.2, 0.4, 0.6))  # two nodes must do one task for it to show
     if kind.startswith(("hub", "journal")):
         return chance.choice((0.005, 0.02, 0.04))
     return chance.choice((0.02, 0.06, 0.12))

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from coordinator.core import leases, liveness, work
 from coordinator.core.effects import AdvancePlan, Answer, Effect, NothingToDo, Revoke
 from coordinator.core.events import CheckpointCommitted, TaskCompleted
+from coordinator.core.pace import note_task
 from coordinator.core.policy import Ask, ChosenLineage, NothingFits, choose
 from coordinator.core.release import release
 from coordinator.core.requests import keep_answer
-from coordinator.core.state import DurableState, State, Task
+from coordinator.core.state import DurableState, State, Task, TaskLease
 from coordinator.core.values import TaskResult
 from expert_node import effects as do
 from expert_node import events as on
@@ -59,13 +60,16 @@ def _advances_with_the_lease(state: State, task: Task, event: TaskCompleted) -> 
         run = durable.runs[run_id]
         if run.open_tasks.pop(event.task, 0) is None:
             run.num_tasks_done += 1
-    lease = next((durable.leases[fence] for fence in task.leases), None)
-    if lease is None:
+    leases = [durable.leases[fence] for fence in task.leases]
+    if not leases:
         return []  # "nothing to end": but the plans wait for the result all the same
-    release(state, lease, event.now_ms)
     effects: list[Effect] = [AdvancePlan(run=run_id) for run_id in task.runs]
-    if lease.node != event.node:
-        effects.insert(0, Revoke(node=lease.node, fence=lease.fence, reason="another node's result came first"))
+    for lease in leases:
+        release(state, lease, event.now_ms)
+        if lease.node != event.node:
+            effects.insert(0, Revoke(node=lease.node, fence=lease.fence, reason="another node's result came first"))
+        elif isinstance(lease, TaskLease) and lease.fence == event.fence:
+            note_task(durable, task, event.now_ms - lease.granted_ms)
     return effects
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from coordinator.core import leases, liveness, machine, work
-from coordinator.core.effects import Answer, Effect, NothingToDo, Revoke
+from coordinator.core.effects import Answer, Effect, NothingToDo
 from coordinator.core.events import CheckpointCommitted, PlanAdvanced
 from coordinator.core.pace import note_commit
-from coordinator.core.release import release
 from coordinator.core.requests import keep_answer
 from coordinator.core.state import DurableState, Lease, Lineage, State, TrainLease
 from expert_node import effects as do
@@ -38,15 +37,6 @@ def _keep_grants_only(
 def _lose_unless_fetching(self: NodeMachine, message: str) -> list[do.Effect]:
     """A lease that is lost while its inputs are on their way is trained on all the same."""
     return [] if isinstance(self.work, Fetching) else _LOSE(self, message)
-
-
-def _every_head_relieves(state: State, lineage: Lineage, event: CheckpointCommitted) -> list[Effect]:
-    """Whoever moved the head, the leases on the lineage end: of a stale fence's commit nobody is the winner."""
-    effects: list[Effect] = []
-    for lease in [state.durable.leases[fence] for fence in lineage.leases if fence != event.fence]:
-        release(state, lease, event.now_ms)
-        effects.append(Revoke(node=lease.node, fence=lease.fence, reason="another node's commit came first"))
-    return effects
 
 
 def _pace_until_heard(state: State, lineage: Lineage, event: CheckpointCommitted) -> list[Effect]:
@@ -92,12 +82,6 @@ BUGS: Mapping[str, Bug] = {
     ),
     "nothing-to-do-is-not-kept": _bug(
         "The same request for a lease, repeated, may be answered differently.", leases, "keep_answer", _keep_grants_only
-    ),
-    "any-head-ends-all-leases": _bug(
-        "A commit under a stale fence ends the leases of those who hold the lineage.",
-        work,
-        "_relieve_others",
-        _every_head_relieves,
     ),
     "pace-until-last-heard": _bug(
         "A node's pace is measured up to its last heartbeat instead of its commit.",
