@@ -7,6 +7,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from potluck.client import AdminClient, RouterClient
 from potluck.ids import Digest
 from potluck.recipe import Clustered, Recipe, Segment
@@ -22,6 +24,7 @@ STEPS = 6000
 COUNTED_S = 30.0
 
 
+@pytest.mark.timeout(300)
 def test_traffic_of_one_kind_makes_the_next_lineage_read_more_of_it(tmp_path: Path) -> None:
     corpus, more = corpus_of(tmp_path / "corpus", documents=300), target_of(tmp_path / "target")
     spec = steered_spec(corpus.digest)
@@ -43,7 +46,7 @@ def test_traffic_of_one_kind_makes_the_next_lineage_read_more_of_it(tmp_path: Pa
             answer = admin.propose_mixture(run, {}, request_id="1", origin="traffic", reason="what is asked for")
             wished = {each.domain: each.weight for each in answer.weights}
             cluster.wait_until(run, lambda info: any("proposal of change 1" in line.label for line in info.lineages))
-            info = cluster.wait_ended(run)
+            info = cluster.wait_ended(run, timeout_s=250)
             assert info.state == "finished", f"{info.reason}{cluster.tails()}"
             mixture = admin.show_mixture(run)
         blobs = cluster.blobs()
