@@ -14,9 +14,9 @@ from potluck.ids import Digest
 from sampling.mixture import Mixture, combined, natural, normalised, supported
 
 PARTITION, OTHER = Digest("a" * 64), Digest("b" * 64)
-WEIGHTS = st.dictionaries(st.text(max_size=4), st.floats(0, 1e300), min_size=1, max_size=8).filter(
-    lambda weights: any(weights.values())
-)
+WEIGHTS = st.dictionaries(
+    st.text(max_size=4), st.floats(0, 1e300, allow_subnormal=False), min_size=1, max_size=8
+).filter(lambda weights: any(weights.values()))
 
 
 @given(weights=WEIGHTS)
