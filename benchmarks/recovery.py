@@ -50,6 +50,8 @@ PATIENCE_S = 90.0
 LOOK_S = 0.02
 SETTLE_S = 2.5
 """After a change of holder, before the next: the node that waits has asked, and been told that there is nothing."""
+STEADY_S = 15.0
+"""Before a silence: by then the coordinator knows whether a node's heartbeats come steadily."""
 GOALS_S = {
     "dead_noticed": 1.0,
     "frozen_noticed": 3.0,
@@ -174,6 +176,8 @@ def one_death(made: Stage, cause: str, strike: Callable[[str], Callable[[], None
     first = made.holder()
     (second,) = (name for name in made.nodes if name != first)
     made.wait_waiting(second)
+    if cause != "dead":
+        time.sleep(STEADY_S)
     made.started_ms.setdefault(cause, []).append(time.monotonic_ns() // 1_000_000)
     then = time.time()
     mend = strike(first)
