@@ -192,6 +192,8 @@ class Recipe:
     """Canonical JSON of the rule that makes the segments, digests of its inputs included."""
     commit_every: int
     """Steps between commits, segment ends aside."""
+    profile: Profile = added(Profile())  # noqa: RUF009 - a frozen value
+    """How the arithmetic is done. Part of what is trained: two profiles round otherwise and are two lineages."""
     origin: Origin | None = added(None)  # noqa: RUF009 - a field's declaration, made once
 
     @property

@@ -74,6 +74,7 @@ def make_training(
         inputs: tokens of a row that are charged, S of a full row and M of a prefix.
         columns: tokens of a row that are read; all but the first are targets.
     """
+    profile = spec.profile_for(model, batch_size=batch_size, sequence=inputs)
     recipe = Recipe(
         role=role,
         index=index,
@@ -91,6 +92,7 @@ def make_training(
             total_steps=schedule.total_steps,
             bytes_per_token=spec.bytes_per_token,
         ),
+        profile=profile,
         origin=origin,
     )
     return Training(
@@ -99,7 +101,7 @@ def make_training(
         memory_bytes=spec.memory_for(model, batch_size=batch_size, sequence=inputs),
         label=label,
         rank=rank,
-        profile_json=canonical_json(to_mapping(spec.profile_for(model, batch_size=batch_size, sequence=inputs))),
+        profile_json=canonical_json(to_mapping(profile)),
     )
 
 

@@ -13,7 +13,7 @@ from coordinator.plans.base import Wanted
 from potluck.errors import SpecError
 from potluck.ids import Digest
 from potluck.lm.flops import train_flops
-from potluck.recipe import AdEMAMixConfig, Recipe, Segment
+from potluck.recipe import AdEMAMixConfig, Profile, Recipe, Segment
 from potluck.specs.run import parse_run_file, spec_from_json
 from potluck.specs.sections import ModelShape, TextSpec
 from potluck.specs.single import SingleSpec, TrainingSpec
@@ -152,6 +152,22 @@ def test_a_view_of_one_model_has_no_routers() -> None:
     serving = json.loads(Fold(single()).run().serving_json)
     assert (serving["route_by"], serving["default_slot"]) == ("one", "model")
     assert "routers" not in serving
+
+
+def test_another_profile_is_another_lineage() -> None:
+    """Else a run that asks for bfloat16 would get the weights of its float32 twin, if that came first."""
+    plain, half, threads = (
+        one_lineage(replace(single(), profile=profile))
+        for profile in (Profile(), Profile(dtype="bfloat16"), Profile(micro_batch=2))
+    )
+    assert len({plain, half, threads}) == 3
+
+
+def one_lineage(spec: SingleSpec) -> str:
+    fold = Fold(spec)
+    fold.run()
+    (lineage,) = fold.seen_lineages
+    return lineage
 
 
 def test_the_spec_survives_its_canonical_form_and_its_presets_become_numbers() -> None:
