@@ -20,6 +20,7 @@ from potluck.metrics_sinks import Recorder, open_recorder
 from potluck.net.blobs.store import disk_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
+from potluck.net.moving import with_ports_of_now
 from potluck.net.version import make_hello
 from potluck.telemetry import logger
 
@@ -104,7 +105,7 @@ def identity_of(home: Path, join: str, name: str) -> Identity:
         return identity
     if join:
         log.fact("identity-kept", node=identity.node_id, coordinator=identity.control_target)
-    return identity
+    return with_ports_of_now(identity, folder)
 
 
 def lock_home(home: Path) -> IO[str]:

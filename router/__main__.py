@@ -20,6 +20,7 @@ from potluck.errors import InvariantViolation, JoinError, PotluckError, Resource
 from potluck.net.blobs.store import disk_errors
 from potluck.net.identity import Identity
 from potluck.net.join import enrol
+from potluck.net.moving import with_ports_of_now
 from potluck.net.version import make_hello
 from router.daemon import Options, RouterDaemon
 from router.patience import LONGEST_WAIT_S
@@ -101,7 +102,7 @@ def identity_of(home: Path, join: str, name: str, *, insecure: bool) -> Identity
         raise JoinError("join.wrong-role", f"this join string or identity is for a {identity.role}", fix)
     if insecure and not identity.insecure:
         raise UsageError("usage.insecure", "--insecure was given, but this router has keys", "leave --insecure away")
-    return identity
+    return identity if identity.insecure else with_ports_of_now(identity, folder)
 
 
 def lock_home(home: Path) -> IO[str]:

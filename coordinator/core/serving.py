@@ -7,7 +7,7 @@ import json
 from coordinator.core.effects import Effect, SendRouters, SendServe, SendView, ServeSlot
 from coordinator.core.liveness import is_live
 from coordinator.core.state import Cancelled, EphemeralState, Run, State
-from coordinator.core.values import Failed
+from coordinator.core.values import Failed, Running
 from potluck.config import to_mapping
 from potluck.ids import NodeId, RunId, canonical_json
 
@@ -29,9 +29,12 @@ def refresh_serving(state: State) -> list[Effect]:
 
 
 def served_runs(state: State) -> list[Run]:
-    """The newest runs with something published; cancelled and failed ones are not served."""
-    runs = [run for run in state.durable.runs.values() if run.published and run.serving_json]
-    return [run for run in runs if not isinstance(run.status, Cancelled | Failed)][-state.settings.max_served_runs :]
+    """Of the runs with something published those under way, and the newest finished ones as far as there is room."""
+    published = [run for run in state.durable.runs.values() if run.published and run.serving_json]
+    runs = [run for run in published if not isinstance(run.status, Cancelled | Failed)]
+    newest = sorted(range(len(runs)), key=lambda index: (isinstance(runs[index].status, Running), index))
+    kept = newest[-state.settings.max_served_runs :]
+    return [runs[index] for index in sorted(kept)]
 
 
 def view_json(run: Run) -> str:

@@ -34,5 +34,5 @@ class CoreSettings:
     """Attempts at one piece of work that may end in an error before its runs fail."""
     serve_replicas: int = 2
     """Nodes that serve each published slot, if there are as many."""
-    max_served_runs: int = 4
+    max_served_runs: int = 16
     """Only the newest runs with published slots are served: memory of nodes is bounded."""

@@ -18,7 +18,8 @@ DEFAULT_PORT = 7470
 def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on; 127.0.0.1 keeps it on this machine")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="base port (default 7470); 0 takes free ones")
+    ports = "base port (default: the last one of this home, else 7470); 0 takes free ones"
+    parser.add_argument("--port", type=int, default=None, help=ports)
     parser.add_argument("--advertise", default="", metavar="HOST", help="address to put into join strings")
     parser.add_argument("--with-node", action="store_true", help="start an expert node here too")
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
@@ -33,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
-    arguments = ["--host", args.host, "--port", str(args.port)]
+    arguments = ["--host", args.host, "--port", str(_port(args.port, home))]
     arguments += ["--advertise", args.advertise] if args.advertise else []
     arguments += ["--insecure"] if args.insecure else []
     arguments += ["--quota-bytes", str(args.quota_bytes)] if args.quota_bytes else []
@@ -49,6 +50,13 @@ def run(args: argparse.Namespace) -> int:
         announce()
         return 0
     return run_in_foreground(started, output, announce)
+
+
+def _port(wished: int | None, home: Home) -> int:
+    """Nodes keep the ports they joined with: a home comes back where it was, which port 0 stands for."""
+    if wished is not None:
+        return wished
+    return 0 if (home.coordinator / "coordinator.json").exists() else DEFAULT_PORT
 
 
 def _start_node(home: Home, *, detach: bool, output: Output) -> Started:

@@ -7,18 +7,22 @@ identity that was enrolled once is good there too, and only the address in it mu
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 
-from potluck.errors import JoinError, NotReachable, UsageError
+from potluck.errors import JoinError, NotReachable, PotluckError, UsageError
 from potluck.net.address import split_host_port
 from potluck.net.channels import open_sync_channel
 from potluck.net.diagnose import diagnose_sync
 from potluck.net.guard import error_from_rpc
 from potluck.net.identity import Identity
+from potluck.telemetry import logger
 from potluck.v1 import node_pb2, node_pb2_grpc
 
 GREET_TIMEOUT_S = 10.0
+
+log = logger("potluck.net.moving")
 
 
 def greet(identity: Identity, *, target: str | None = None) -> node_pb2.GreetResponse:
@@ -38,6 +42,25 @@ def greet(identity: Identity, *, target: str | None = None) -> node_pb2.GreetRes
         if isinstance(error, NotReachable):
             error = diagnose_sync(identity, target=target)
         raise error from None
+
+
+def with_ports_of_now(identity: Identity, folder: Path) -> Identity:
+    """The identity with the data port that its coordinator has now, kept in `folder` if it is another.
+
+    A coordinator that was started anew may have other ports than when the identity was made. One that does not
+    answer changes nothing: the daemon goes on trying.
+    """
+    try:
+        data_port = greet(identity).data_port
+    except PotluckError as error:
+        log.fact("not-greeted", coordinator=identity.control_target, error_id=error.error_id)
+        return identity
+    if data_port == identity.data_port:
+        return identity
+    log.fact("data-port-changed", before=identity.data_port, now=data_port)
+    found = replace(identity, data_port=data_port)
+    found.save(folder)
+    return found
 
 
 def find_again(identity: Identity, target: str) -> Identity:
