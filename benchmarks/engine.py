@@ -164,7 +164,7 @@ def run_variants(preset: str, sequence: int, options: Options) -> Figures:
 
 def write_figures(path: Path, about: Mapping[str, str], figures: Figures) -> None:
     rounded = {name: {key: round(value, 4) for key, value in figure.items()} for name, figure in figures.items()}
-    path.write_text(json.dumps({"machine": about, "figures": rounded}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, str]:

@@ -267,7 +267,7 @@ _FIXES = {
     "refused.no-such-run": "see `potluck run list`",
     "refused.no-such-node": "see `potluck nodes`",
     "refused.run-ended": "see what became of it with `potluck run status`",
-    "refused.not-steerable": "give its spec a [partition] and start that as a run of its own",
+    "refused.not-steerable": "start a run of method single with a [partition]",
     "refused.gate-open": "see how far it is with `potluck mix history`, and try again after the verdict",
     "refused.too-late": "start a new run, with more steps or with the mixture you want",
     "refused.too-many": "start a new run with the mixture you want",

@@ -172,9 +172,10 @@ def cost_of(spec: SmallTalkSpec) -> Cost:
     """Steps, tokens, FLOPs and memory of every side of a run."""
     expert, router = spec.expert_model(), spec.router_model()
     length, prefix, num = spec.text.sequence_length, spec.text.prefix_length, spec.experts.num
-    router_rows = spec.routers.rounds * spec.routers.chunk_sequences
+    rounds = spec.routers.rounds if spec.has_routers else 0
+    router_rows = rounds * spec.routers.chunk_sequences
     expert_rows = spec.experts.chunks * spec.experts.chunk_sequences
-    scored_rows = (spec.routers.rounds - 1) * spec.routers.chunk_sequences + expert_rows
+    scored_rows = (rounds - 1) * spec.routers.chunk_sequences + expert_rows if rounds else 0
     router_flops = router_rows * train_flops(router, prefix)
     scoring_flops = scored_rows * num * forward_flops(router, prefix)
     expert_flops = expert_rows * train_flops(expert, length)

@@ -16,7 +16,8 @@ def fit_target_histogram(call: TaskCall) -> TaskOutput:
 
     Inputs: `labels` (labels manifest of the corpus), `tokens_manifest` of the target, `target-NNNNN` and
     `distances-NNNNN` (labels and distances of its train rows, by part), `corpus_distances-NNNNN`.
-    Parameters: `planned_tokens`, `smoothing`, and `weights` by source; sources without one count 1.
+    Parameters: `planned_tokens`, `smoothing`, and `weights` by source; sources without one count 1. With no
+    weights at all each source counts by its text, as in the comparison.
 
     Raises:
         SpecError: ``spec.bad-target``: an unknown source has a weight, or no row of the target is placed.
@@ -40,7 +41,7 @@ def fit_target_histogram(call: TaskCall) -> TaskOutput:
         if mine.any():
             counts = np.bincount(placed[mine], minlength=len(labels.domains))
             targets.append(Target(counts=counts, unplaced=int((distances[mine] > threshold).sum())))
-            shares.append(wanted.get(name, 1.0))
+            shares.append(wanted.get(name, 1.0) if wanted else float(mine.sum()))
     if not targets:
         what = f"the target has {len(rows)} whole rows of training text"
         raise SpecError("spec.bad-target", what, "give more text like what the specialist is for")

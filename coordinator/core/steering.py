@@ -43,7 +43,10 @@ def on_mixture_steered(state: State, event: MixtureSteered) -> list[Effect]:
 
 
 def not_steerable(run: Run) -> Denied:
-    reason = f"run {short(run.run)} does not train on a mixture, or not yet (its spec needs a [partition])"
+    reason = (
+        f"run {short(run.run)} cannot be steered, or not yet: only a run of method single whose spec has a "
+        "[partition] reads a mixture that can change"
+    )
     return Denied(error_id="refused.not-steerable", reason=reason)
 
 

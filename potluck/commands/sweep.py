@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from potluck.commands.home import Home, admin_client, home_option, open_home
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
-from potluck.commands.runs import read_run_file, require_memory, send_texts
-from potluck.errors import Refused
+from potluck.commands.runs import horizons, read_run_file, require_memory, send_texts
+from potluck.errors import Refused, UsageError
 from potluck.ids import Digest, short
 from potluck.live import ENDED
 from potluck.sizing import training_bytes
@@ -42,11 +43,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="take up failed cells again")
 
 
+def _require_writable(out: Path) -> None:
+    """Before anything is trained: the table is written at the end.
+
+    Raises:
+        UsageError: ``usage.bad-out``.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        fix = "name a folder that can be written"
+        raise UsageError("usage.bad-out", f"--out {out}: {error.strerror}", fix) from None
+
+
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
     file, data = read_run_file(args.spec)
     axes = axes_of(file, learning_rate=args.learning_rate, batch=args.batch, optimizer=args.optimizer, sets=args.set)
     cells = cells_of(file, axes)
+    for cell in cells:
+        horizons(cell.draft)
+    _require_writable(args.out)
     with admin_client(home) as client:
         require_memory(max((cell.draft for cell in cells), key=training_bytes), client, output)
         digests = send_texts(home, args.spec, file, data, output)

@@ -123,7 +123,7 @@ def _purity(report: Mapping[str, Any]) -> str:
 def _cost(report: Mapping[str, Any]) -> str:
     work = table(["work", "tokens", "FLOPs"], work_rows(report))
     traffic = table(
-        ["crossed the wire", "bytes", "per trained token"],
+        ["crossed the wire, all runs of this home", "bytes", "per trained token"],
         [[p, human_bytes(report["bytes"][p]), f"{report['bytes_per_trained_token'][p]:.4f}"] for p in PLANES],
     )
     paper = report["paper_bytes"]

@@ -85,7 +85,9 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     """The verdict, and what else the intervals say; never rounded to a win."""
     told = [verdict(report["pairs"].get(PAIR), report)]
     if TUNED_PAIR in report["pairs"]:
-        told.append("After fine-tuning both on the target: " + difference(report["pairs"][TUNED_PAIR]) + ".")
+        told.append(
+            "After fine-tuning both on the target: " + difference(report["pairs"][TUNED_PAIR], report["packs"]) + "."
+        )
     general = (report["facts"].get("on_the_corpus") or {}).get("pairs") or {}
     if PAIR in general:
         told.append("On the corpus' own test text: " + difference(general[PAIR]) + ".")
@@ -121,9 +123,9 @@ def verdict(pair: Mapping[str, Any] | None, report: Mapping[str, Any]) -> str:
     )
 
 
-def difference(pair: Mapping[str, Any] | None) -> str:
+def difference(pair: Mapping[str, Any] | None, packs: int = MIN_PACKS) -> str:
     """The specialist's difference from the generalist in words."""
-    if pair is None or pair["low"] is None:
+    if pair is None or pair["low"] is None or packs < MIN_PACKS:
         return "too little text for an interval"
     word = "better" if pair["high"] < 0 else "worse" if pair["low"] > 0 else "not clearly different"
     interval = f"[{pair['low']:+.4f}, {pair['high']:+.4f}]"

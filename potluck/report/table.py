@@ -102,7 +102,7 @@ def _search(report: Mapping[str, Any]) -> str:
 def _cost(report: Mapping[str, Any]) -> str:
     work = format_table(["work", "tokens", "FLOPs"], work_rows(report))
     traffic = format_table(
-        ["plane", "bytes", "per trained token"],
+        ["plane, all runs of this home", "bytes", "per trained token"],
         [
             [plane, human_bytes(report["bytes"][plane]), f"{report['bytes_per_trained_token'][plane]:.4f}"]
             for plane in PLANES

@@ -47,7 +47,7 @@ class CrispSpec(CommonSpec):
     target: Digest
     """Digest of the target's corpus manifest; a spec file names a folder, a file or files."""
     target_weights: tuple[TargetWeight, ...] = ()
-    """Of several targets; all alike where none is given."""
+    """Of several targets, 1 for those without one; where none is given each counts by its text."""
     smoothing: float = 0.0
     """Windows added to the histogram of every domain."""
     max_repeats: float = 15.0
