@@ -81,7 +81,9 @@ def _plain_but_silent(target: str) -> NotReachable:
 def _shake_hands(identity: Identity, raw: socket.socket, target: str, server_name: str) -> PotluckError:
     with _client_context(identity) as context:
         try:
-            with context.wrap_socket(raw, server_hostname=server_name) as tls:
+            # The handshake apart: a socket whose wrapping fails would be left open.
+            with context.wrap_socket(raw, server_hostname=server_name, do_handshake_on_connect=False) as tls:
+                tls.do_handshake()
                 tls.settimeout(SETTLE_TIMEOUT_S)
                 return _after_handshake(identity, tls, target)
         except ssl.SSLCertVerificationError as error:
@@ -92,7 +94,7 @@ def _shake_hands(identity: Identity, raw: socket.socket, target: str, server_nam
                     "net.not-tls", f"{target} does not speak TLS", "check the port; is the other side --insecure?"
                 )
             return _our_certificate(identity, target, str(error))
-        except (ConnectionError, TimeoutError) as error:
+        except OSError as error:
             return NotReachable("net.not-tls", f"{target} broke off the TLS handshake: {error}", "check the port")
 
 

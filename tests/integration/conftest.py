@@ -33,7 +33,7 @@ from router.daemon import Options, RouterDaemon
 from router.loader import Offer
 from router.view import View
 from sampling.bpe import train_bpe
-from tests.reference.topic_partition import TopicPartition
+from tests.integration.topic_partition import TopicPartition
 
 EXPERTS, PREFIX, SEQUENCE, VOCAB = 3, 8, 16, 300
 ROUTER_MODEL = ModelConfig(vocab=VOCAB, hidden=16, layers=1, heads=2, ffn=24, context=PREFIX)

@@ -16,8 +16,8 @@ from potluck.recipe import Recipe
 from sampling.tasks import run_task
 from tests.integration.harness import Cluster
 from tests.integration.mixture_runs import corpus_of, crisp_spec, target_of
+from tests.integration.plan_events import lineages_of
 from tests.integration.smalltalk_runs import TaskDone, read_json, tasks_done
-from tests.reference.plan_events import lineages_of
 
 
 @pytest.fixture(scope="module")

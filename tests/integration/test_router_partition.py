@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 
 from potluck.errors import NotReachable
 from potluck.ids import Digest
-from tests.reference.topic_partition import text_about
+from tests.integration.topic_partition import text_about
 from tests.reference.topics import TOPICS
 
 

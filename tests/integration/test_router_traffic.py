@@ -18,7 +18,7 @@ from potluck.v1 import node_pb2, node_pb2_grpc
 from router.traffic import Noise
 from router.view import View
 from sampling.partition import Partition
-from tests.reference.topic_partition import text_about
+from tests.integration.topic_partition import text_about
 
 LOOPBACK = "127.0.0.1"
 COUNTING: dict[str, Any] = {"count_domains": True}

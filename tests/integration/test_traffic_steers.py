@@ -17,7 +17,7 @@ from potluck.v1 import mixture_pb2
 from sampling.mixture import Mixture
 from tests.integration.harness import Cluster
 from tests.integration.mixture_runs import corpus_of, steered_spec, target_of
-from tests.reference.plan_events import lineages_of
+from tests.integration.plan_events import lineages_of
 
 REQUESTS = 40
 STEPS = 6000

@@ -15,7 +15,7 @@ from potluck.specs.crisp import CrispSpec, FinetuneSpec
 from potluck.specs.partition import PartitionSpec
 from potluck.specs.sections import ModelShape, TextSpec
 from potluck.specs.single import TrainingSpec
-from tests.reference.plan_fold import CORPUS, Fold
+from tests.unit.plan_fold import CORPUS, Fold
 
 STEPS = 40
 

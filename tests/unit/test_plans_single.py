@@ -17,7 +17,7 @@ from potluck.recipe import AdEMAMixConfig, Profile, Recipe, Segment
 from potluck.specs.run import parse_run_file, spec_from_json
 from potluck.specs.sections import ModelShape, TextSpec
 from potluck.specs.single import SingleSpec, TrainingSpec
-from tests.reference.plan_fold import Fold
+from tests.unit.plan_fold import Fold
 
 STEPS, BATCH, LENGTH = 64, 4, 16
 

@@ -21,7 +21,7 @@ from potluck.lm.flops import forward_flops, train_flops
 from potluck.recipe import Recipe, Segment
 from potluck.specs.sections import ModelShape, TextSpec
 from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
-from tests.reference.plan_fold import Fold
+from tests.unit.plan_fold import Fold
 
 
 def spec_with(num: int = 2, **changes: Any) -> SmallTalkSpec:

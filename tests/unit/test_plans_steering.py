@@ -14,7 +14,7 @@ from potluck.recipe import Recipe, Segment
 from potluck.specs.partition import MixtureSpec, PartitionSpec
 from potluck.specs.sections import ModelShape, TextSpec
 from potluck.specs.single import SingleSpec, TrainingSpec
-from tests.reference.plan_fold import Fold
+from tests.unit.plan_fold import Fold
 
 STEPS, SLICE, BATCH = 48, 4, 2
 MORE_LAW = Digest("1" * 64)
