@@ -81,8 +81,8 @@ def _plain_but_silent(target: str) -> NotReachable:
 def _shake_hands(identity: Identity, raw: socket.socket, target: str, server_name: str) -> PotluckError:
     with _client_context(identity) as context:
         try:
-            # Python leaves a socket open whose wrapping fails, as it does when the peer has gone, or shakes hands badly:
-            # whether the peer is there is asked first, and the handshake comes apart.
+            # Python leaves a socket open whose wrapping fails, as it does when the peer has gone or shakes hands
+            # badly: whether the peer is there is asked first, and the handshake comes apart.
             raw.getpeername()
             with context.wrap_socket(raw, server_hostname=server_name, do_handshake_on_connect=False) as tls:
                 tls.do_handshake()
