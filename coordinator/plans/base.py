@@ -118,6 +118,11 @@ class Wishes:
     def head_step(self, lineage: LineageId) -> int:
         return max(self.results.commits(lineage), default=0)
 
+    def loss_curve(self, lineage: LineageId, first: int = 0) -> list[Json]:
+        """[step, mean loss of the steps since the commit before], one point a commit; steps count from `first`."""
+        commits = self.results.commits(lineage)
+        return [[first + step, commit.figures["loss"]] for step, commit in commits.items() if "loss" in commit.figures]
+
     def wanted(
         self,
         stage: str,

@@ -7,21 +7,18 @@ tokens → perhaps both fine-tuned on the target → both on the target's test t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.core.values import Failed, Figures, Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
-from coordinator.plans.crisp_models import Models
-from coordinator.plans.held_out import Examiner, Probed, last_stage
-from coordinator.plans.one_model import loss_curve, model_facts, serving_json, want_contest
+from coordinator.plans.crisp_models import GENERALIST, SPECIALIST, Models, tuned
+from coordinator.plans.held_out import Examiner, last_stage
+from coordinator.plans.one_model import model_facts, serving_json, want_contest
 from coordinator.plans.partition import FIRST_RANK, Divider, Domains, Labelled
-from coordinator.plans.text import Text, too_small, want_rows, want_text
+from coordinator.plans.text import Text, want_ample_text, want_rows
+from coordinator.plans.trainings import Training
 from potluck.ids import Digest, Json
 from potluck.specs.crisp import CrispSpec
-
-SPECIALIST, GENERALIST = "specialist", "generalist"
-TUNED = "fine-tuned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +37,9 @@ class Stage:
 def advance(spec: CrispSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     """All that the run wants now, from scratch."""
     wishes = Wishes(results)
-    text = want_text(spec, corpus, wishes)
-    if isinstance(text, str):
-        return wishes.wanted(text)
-    failure = too_small(spec, text)
-    if failure is not None:
-        return wishes.wanted("stopped", outcome=failure)
+    text = want_ample_text(spec, corpus, wishes)
+    if isinstance(text, Wanted):
+        return text
     prepared = _prepare(spec, corpus, text, wishes)
     if isinstance(prepared, str):
         return wishes.wanted(prepared)
@@ -120,24 +114,22 @@ def _train(spec: CrispSpec, stage: Stage, wishes: Wishes) -> Wanted:
         labelled=stage.labelled,
         mixture=stage.mixture,
     )
-    generalist, specialist = models.generalist(), models.specialist()
+    generalist, specialist = models.generalist, models.specialist
     probed = {GENERALIST: examiner.probes(generalist, GENERALIST)}
     if specialist is not None:
         # On the corpus a specialist may well become worse: it is probed on the text that it is for.
         probed = {SPECIALIST: examiner.probes(specialist, SPECIALIST, tokens=stage.target.tokens), **probed}
     publish = tuple(probe.publication for probe in probed.values() if probe.publication is not None)
     serving = serving_json(spec, stage.text, slot=SPECIALIST, partition=stage.domains.partition)
-    outcome = _outcome(spec, stage, wishes, models) if specialist is not None else None
+    outcome = _outcome(spec, stage, wishes, models, specialist) if specialist is not None else None
     if outcome is None or not all(probe.is_complete for probe in probed.values()):
         stage_name = "evaluating" if models.all_trained() else "training"
         return wishes.wanted(_warned(stage_name, stage), publish=publish, serving_json=serving)
-    return wishes.wanted(_last(probed), publish=publish, outcome=outcome, serving_json=serving)
+    return wishes.wanted(last_stage(list(probed.values())), publish=publish, outcome=outcome, serving_json=serving)
 
 
-def _outcome(spec: CrispSpec, stage: Stage, wishes: Wishes, models: Models) -> Finished | None:
+def _outcome(spec: CrispSpec, stage: Stage, wishes: Wishes, models: Models, specialist: Training) -> Finished | None:
     """The tables: on the target's test text, and on the corpus'."""
-    specialist = models.specialist()
-    assert specialist is not None
     facts = model_facts(spec, stage.text, specialist)
     general = want_contest(
         spec,
@@ -162,10 +154,10 @@ def _outcome(spec: CrispSpec, stage: Stage, wishes: Wishes, models: Models) -> F
         },
         "on_the_corpus": {"models": general.figures.get("models"), "pairs": general.figures.get("pairs")},
     }
-    scored = models.scored(stage.target.tokens, "the target's", tuned=True)
+    scored = models.scored(stage.target.tokens, "the target's", with_tuned=True)
     pairs = [(SPECIALIST, GENERALIST)]
     if spec.finetune.steps:
-        pairs.append((f"{SPECIALIST} {TUNED}", f"{GENERALIST} {TUNED}"))
+        pairs.append((tuned(SPECIALIST), tuned(GENERALIST)))
     contest = want_contest(
         spec,
         wishes,
@@ -179,7 +171,7 @@ def _outcome(spec: CrispSpec, stage: Stage, wishes: Wishes, models: Models) -> F
     if contest is None:
         return None
     curves: dict[str, Json] = {
-        training.label: loss_curve(wishes, training) for training in (specialist, models.generalist())
+        training.label: wishes.loss_curve(training.recipe.id) for training in (specialist, models.generalist)
     }
     figures: dict[str, Json] = {
         "headline": {"target": dict(contest.figures), "corpus": dict(general.figures)},
@@ -220,7 +212,3 @@ def _warned(stage: str, prepared: Stage) -> str:
     if not isinstance(warnings, list) or not warnings:
         return stage
     return f"{stage}; mind: {'; '.join(str(warning) for warning in warnings)}"
-
-
-def _last(probed: Mapping[str, Probed]) -> str:
-    return last_stage(list(probed.values()))

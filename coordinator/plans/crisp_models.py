@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 from coordinator.core.values import TaskResult
 from coordinator.plans.held_out import Examiner
@@ -16,10 +17,16 @@ from potluck.ids import NO_DIGEST, Digest, Json
 from potluck.recipe import Clustered, Origin, Schedule, Segment, Stream
 from potluck.specs.crisp import CrispSpec
 
+SPECIALIST, GENERALIST = "specialist", "generalist"
+
+
+def tuned(name: str) -> str:
+    return f"{name} fine-tuned"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Wants the lineages, and what is asked of them."""
+    """Wants the lineages, each once, and what is asked of them."""
 
     spec: CrispSpec
     examiner: Examiner
@@ -27,25 +34,29 @@ class Models:
     labelled: Labelled
     mixture: Digest
 
+    @cached_property
     def generalist(self) -> Training:
         """Evenly over the corpus; at the switch, if there is one, it passes a checkpoint on."""
         rule = self._rule("evenly", self.labelled.natural)
-        training = model_training(self.spec, rule, label="generalist")
+        training = model_training(self.spec, rule, label=GENERALIST)
         cuts = (0, self.switch_step, training.total_steps) if self.switch_step else (0, training.total_steps)
-        spans = list(itertools.pairwise(cuts))
-        segments = [self._segment(index, begin, end, self.labelled.natural) for index, (begin, end) in enumerate(spans)]
+        segments = [
+            self._segment(index, begin, end, self.labelled.natural)
+            for index, (begin, end) in enumerate(itertools.pairwise(cuts))
+        ]
         self.examiner.wishes.lineage(training.wanted(tuple(segments)))
         return training
 
+    @cached_property
     def specialist(self) -> Training | None:
         """By the target's histogram, from the start or from the switch; None until the checkpoint is there."""
         origin = None
         if self.switch_step:
-            commit = self.examiner.wishes.results.commits(self.generalist().recipe.id).get(self.switch_step)
+            commit = self.examiner.wishes.results.commits(self.generalist.recipe.id).get(self.switch_step)
             if commit is None:
                 return None
             origin = Origin(weights=commit.weights, optimizer=commit.optimizer, step=self.switch_step)
-        training = model_training(self.spec, self._rule("target", self.mixture), label="specialist", origin=origin)
+        training = model_training(self.spec, self._rule("target", self.mixture), label=SPECIALIST, origin=origin)
         segment = self._segment(0, 0, training.total_steps, self.mixture, version=1)
         self.examiner.wishes.lineage(training.wanted((segment,)))
         return training
@@ -55,20 +66,18 @@ class Models:
         return round(self.spec.switch_fraction * self.spec.training.steps)
 
     def all_trained(self) -> bool:
-        specialist = self.specialist()
-        pair = (specialist, self.generalist())
+        pair = (self.specialist, self.generalist)
         return all(model is not None and self.examiner.final_weights(model) is not None for model in pair)
 
-    def scored(self, tokens: Digest, whose: str, *, tuned: bool = False) -> dict[str, TaskResult | None]:
+    def scored(self, tokens: Digest, whose: str, *, with_tuned: bool = False) -> dict[str, TaskResult | None]:
         """NLL on a corpus' test text by model; None where it is not there yet."""
         found: dict[str, TaskResult | None] = {}
-        for name, training in (("specialist", self.specialist()), ("generalist", self.generalist())):
+        for name, training in ((SPECIALIST, self.specialist), (GENERALIST, self.generalist)):
             weights = self.examiner.final_weights(training) if training is not None else None
             found[name] = self._score(training, weights, tokens, whose, name)
-            if tuned and self.spec.finetune.steps:
-                name = f"{name} fine-tuned"
-                best = self._tuned(training, weights, name)
-                found[name] = self._score(training, best, tokens, whose, name)
+            if with_tuned and self.spec.finetune.steps:
+                best = self._tuned(training, weights, tuned(name))
+                found[tuned(name)] = self._score(training, best, tokens, whose, tuned(name))
         return found
 
     def _score(
@@ -96,7 +105,6 @@ class Models:
             schedule=schedule,
             batch_size=how.batch_size,
         )
-        data = Stream(tokens=self.target.tokens, key=key, start=0)
         ends = sorted({-(-how.steps * check // how.checks) for check in range(1, how.checks + 1)})
         starts = [0, *ends[:-1]]
         segments = [
@@ -104,7 +112,7 @@ class Models:
                 index=index,
                 start_step=start,
                 end_step=end,
-                data=Stream(tokens=data.tokens, key=data.key, start=start * how.batch_size),
+                data=Stream(tokens=self.target.tokens, key=key, start=start * how.batch_size),
             )
             for index, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]

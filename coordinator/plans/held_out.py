@@ -24,6 +24,16 @@ MAX_NAMED = 4
 """Slots without a publication that the last stage names."""
 
 
+def bootstrap_params(spec: CommonSpec, purpose: str) -> dict[str, Json]:
+    """What a task needs to put an interval around a difference; each purpose draws anew."""
+    evaluation = spec.evaluation
+    return {
+        "bootstrap_samples": evaluation.bootstrap_samples,
+        "confidence": evaluation.confidence,
+        "seed": derive(spec.seed, purpose),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probed:
     publication: Publication | None

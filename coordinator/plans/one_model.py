@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from coordinator.core.values import TaskResult
 from coordinator.plans.base import Wishes
-from coordinator.plans.held_out import EVAL_RANK
+from coordinator.plans.held_out import EVAL_RANK, bootstrap_params
 from coordinator.plans.seeds import derive
 from coordinator.plans.text import Text
 from coordinator.plans.trainings import FIRST_RANK, Training, cosine, make_training
@@ -73,12 +73,6 @@ def serving_json(spec: SingleSpec | CrispSpec, text: Text, *, slot: str, partiti
     return canonical_json(view | ({"partition": partition} if partition != NO_DIGEST else {}))
 
 
-def loss_curve(wishes: Wishes, training: Training) -> list[Json]:
-    """[step, mean loss of the steps since the commit before], one point a commit."""
-    commits = wishes.results.commits(training.recipe.id)
-    return [[step, commit.figures["loss"]] for step, commit in commits.items() if "loss" in commit.figures]
-
-
 def want_contest(
     spec: SingleSpec | CrispSpec,
     wishes: Wishes,
@@ -94,7 +88,6 @@ def want_contest(
     blobs = {name: result.blobs["nll"] for name, result in scored.items() if result is not None}
     if len(blobs) < len(scored):
         return None
-    evaluation = spec.evaluation
     listed: list[Json] = [list(pair) for pair in pairs]
     return wishes.task(
         "eval",
@@ -103,9 +96,7 @@ def want_contest(
             "split": split,
             "models": list(blobs),
             "pairs": listed,
-            "bootstrap_samples": evaluation.bootstrap_samples,
-            "confidence": evaluation.confidence,
-            "seed": derive(spec.seed, "bootstrap"),
+            **bootstrap_params(spec, "bootstrap"),
             "facts": dict(facts),
         },
         {"tokens_manifest": tokens, **blobs},

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from coordinator.core.values import Finished, Steering, SteeringEntry, TaskResult
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
-from coordinator.plans.held_out import EVAL_RANK, Examiner, Probed, last_stage
-from coordinator.plans.one_model import loss_curve, model_facts, model_training, serving_json, want_contest
+from coordinator.plans.held_out import EVAL_RANK, Examiner, Probed, bootstrap_params, last_stage
+from coordinator.plans.one_model import model_facts, model_training, serving_json, want_contest
 from coordinator.plans.partition import Divider, Domains, Labelled
 from coordinator.plans.seeds import derive
 from coordinator.plans.steering import CURRENT, PROPOSAL, Course, Helm
-from coordinator.plans.text import too_small, want_text
+from coordinator.plans.text import want_ample_text
 from coordinator.plans.trainings import Training
 from potluck.ids import NO_DIGEST, Digest, Json
 from potluck.recipe import Origin, Segment, Stream
@@ -23,12 +23,9 @@ SLOT = "model"
 def advance(spec: SingleSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     """All that the run wants now, from scratch."""
     wishes = Wishes(results)
-    text = want_text(spec, corpus, wishes)
-    if isinstance(text, str):
-        return wishes.wanted(text)
-    failure = too_small(spec, text)
-    if failure is not None:
-        return wishes.wanted("stopped", outcome=failure)
+    text = want_ample_text(spec, corpus, wishes)
+    if isinstance(text, Wanted):
+        return text
     examiner = Examiner(spec=spec, text=text, wishes=wishes)
     if spec.partition.by == "none":
         return _even(spec, examiner)
@@ -42,7 +39,7 @@ def _even(spec: SingleSpec, examiner: Examiner) -> Wanted:
     data = Stream(tokens=text.tokens, key=key, start=0)
     segment = Segment(index=0, start_step=0, end_step=training.total_steps, data=data)
     examiner.wishes.lineage(training.wanted((segment,)))
-    curves: dict[str, Json] = {training.label: loss_curve(examiner.wishes, training)}
+    curves: dict[str, Json] = {training.label: examiner.wishes.loss_curve(training.recipe.id)}
     return _ending(spec, examiner, training, [examiner.probes(training, SLOT)], curves)
 
 
@@ -118,15 +115,12 @@ def _judge(
         inputs |= {"mixture": entry.mixture, "labels": labelled.labels, "held_out": joined}
     if not {"proposal", "natural"} <= set(inputs):
         return None
-    evaluation = examiner.spec.evaluation
     return examiner.wishes.task(
         "eval",
         {
             "what": "gate",
             "split": "valid",
-            "bootstrap_samples": evaluation.bootstrap_samples,
-            "confidence": evaluation.confidence,
-            "seed": derive(examiner.spec.seed, "gate"),
+            **bootstrap_params(examiner.spec, "gate"),
         },
         {"tokens_manifest": examiner.text.tokens, **inputs},
         label=f"the gate of change {entry.number}",

@@ -23,7 +23,7 @@ from coordinator.plans.smalltalk_routing import Routers, Scene, want_routers
 from coordinator.plans.smalltalk_search import choose_dense, choose_experts, dense_cells, expert_cells
 from coordinator.plans.smalltalk_sizes import Sizes
 from coordinator.plans.smalltalk_sorting import Centroids, FrozenRouters, Sorter, Sources, want_sorter
-from coordinator.plans.text import Text, too_small, want_text
+from coordinator.plans.text import want_ample_text
 from potluck.config import to_mapping
 from potluck.ids import Json, canonical_json
 from potluck.specs.smalltalk import SmallTalkSpec
@@ -34,30 +34,26 @@ NO_ROUTERS = Routers(round_index=0, frozen=None, purity=())
 def advance(spec: SmallTalkSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     """All that the run wants now, from scratch."""
     wishes = Wishes(results)
-    text = want_text(spec, corpus, wishes)
-    if isinstance(text, str):
-        return wishes.wanted(text)
-    failure = too_small(spec, text)
-    if failure is not None:
-        return wishes.wanted("stopped", outcome=failure)
+    text = want_ample_text(spec, corpus, wishes)
+    if isinstance(text, Wanted):
+        return text
     sizes = Sizes(spec=spec)
     scene = Scene(spec=spec, sizes=sizes, text=text, recipes=Recipes(sizes, text.tokens), wishes=wishes)
-    return _train(scene, text)
+    return _train(scene)
 
 
-def _train(scene: Scene, text: Text) -> Wanted:
+def _train(scene: Scene) -> Wanted:
     spec, wishes = scene.spec, scene.wishes
     routers = want_routers(scene) if spec.has_routers else NO_ROUTERS
-    sorter = _sorter(scene, routers)
+    found = _sorter(scene, routers)
+    sorter, waiting = (None, found) if isinstance(found, str) else (found, "")
     experts = want_experts(scene, expert_cells(spec), sorter)
     denses = want_dense(scene, dense_cells(spec))
     expert_choice = choose_experts(scene, experts, sorter)
     dense_choice = choose_dense(scene, denses)
     serving = _serving_json(scene, sorter)
     if expert_choice.cell is None or (denses and dense_choice.cell is None):
-        return wishes.wanted(
-            _stage(scene, routers, sorter, "searching batch size and learning rate"), serving_json=serving
-        )
+        return wishes.wanted(waiting or "searching batch size and learning rate", serving_json=serving)
     contest = Contest(
         cell=expert_choice.cell,
         experts=experts[expert_choice.cell],
@@ -71,7 +67,7 @@ def _train(scene: Scene, text: Text) -> Wanted:
     publish = tuple(probe.publication for probe in probed if probe.publication is not None)
     report = want_report(scene, contest, sorter, routers.purity)
     if report is None or not all(probe.is_complete for probe in probed):
-        stage = _stage(scene, routers, sorter, _models_stage(scene, contest))
+        stage = waiting or _models_stage(scene, contest)
         return wishes.wanted(stage, publish=publish, serving_json=serving)
     finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
     return wishes.wanted(last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
@@ -84,12 +80,16 @@ def _want_publications(scene: Scene, contest: Contest) -> list[Probed]:
     return [scene.examiner.probes(training, slot) for slot, training in slots.items()]
 
 
-def _sorter(scene: Scene, routers: Routers) -> Sorter | None:
-    """What sorts the experts' text, once it is there."""
-    if scene.spec.has_routers:
-        return FrozenRouters(weights=routers.frozen) if routers.frozen is not None else None
-    found = want_sorter(scene)
-    return None if isinstance(found, str) else found
+def _sorter(scene: Scene, routers: Routers) -> Sorter | str:
+    """What sorts the experts' text, or the stage until it is there.
+
+    Stages are for people, and coarse, so that a plan that only waits says the same thing again.
+    """
+    if not scene.spec.has_routers:
+        return want_sorter(scene)
+    if routers.frozen is None:
+        return f"routers in round {routers.round_index + 1} of {scene.spec.routers.rounds}"
+    return FrozenRouters(weights=routers.frozen)
 
 
 def _serving_json(scene: Scene, sorter: Sorter | None) -> str:
@@ -119,16 +119,6 @@ def _serving_json(scene: Scene, sorter: Sorter | None) -> str:
         case _:
             assert_never(sorter)
     return canonical_json(view)
-
-
-def _stage(scene: Scene, routers: Routers, sorter: Sorter | None, later: str) -> str:
-    """For people. Coarse, so that a plan that only waits says the same thing again."""
-    if not scene.spec.has_routers:
-        found = want_sorter(scene) if sorter is None else later
-        return found if isinstance(found, str) else later
-    if routers.frozen is None:
-        return f"routers in round {routers.round_index + 1} of {scene.spec.routers.rounds}"
-    return later
 
 
 def _models_stage(scene: Scene, contest: Contest) -> str:

@@ -123,7 +123,7 @@ def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tupl
         shown.append(contest.dense)
     num_routers = scene.spec.experts.num if scene.spec.has_routers else 0
     routers = [scene.recipes.router(index) for index in range(num_routers)]
-    curves: dict[str, Json] = {training.label: _curve(scene, training) for training in (*routers, *shown)}
+    curves: dict[str, Json] = {each.label: scene.wishes.loss_curve(each.recipe.id) for each in (*routers, *shown)}
     figures: dict[str, Json] = {
         "headline": dict(report.figures),
         "lineages": curves,
@@ -132,12 +132,6 @@ def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tupl
     if scene.spec.search.mode == "grid":
         figures["search"] = {"experts": contest.expert_search.table, "dense": contest.dense_search.table}
     return figures
-
-
-def _curve(scene: Scene, training: Training) -> list[Json]:
-    """[step, mean loss of the steps since the commit before], one point a commit."""
-    commits = scene.wishes.results.commits(training.recipe.id)
-    return [[step, commit.figures["loss"]] for step, commit in commits.items() if "loss" in commit.figures]
 
 
 def _router_facts(scene: Scene, rows: int) -> dict[str, Json]:

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from coordinator.core.values import TaskResult
-from coordinator.plans.held_out import EVAL_RANK
-from coordinator.plans.seeds import derive
+from coordinator.plans.held_out import EVAL_RANK, bootstrap_params
 from coordinator.plans.smalltalk_routing import Scene
 from coordinator.plans.smalltalk_sizes import Cell
 from coordinator.plans.smalltalk_sorting import Sorter, want_column
@@ -85,14 +84,11 @@ def held_out_inputs(name: str, results: list[TaskResult | None]) -> dict[str, Di
 
 
 def compare_params(scene: Scene, split: str) -> dict[str, Json]:
-    evaluation = scene.spec.evaluation
     return {
         "what": "compare",
         "split": split,
         "prefix_length": scene.spec.text.prefix_length,
-        "bootstrap_samples": evaluation.bootstrap_samples,
-        "confidence": evaluation.confidence,
-        "seed": derive(scene.spec.seed, "bootstrap"),
+        **bootstrap_params(scene.spec, "bootstrap"),
     }
 
 

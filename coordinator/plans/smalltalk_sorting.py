@@ -5,13 +5,13 @@ Each gives a column of scores for each expert, and all that follows (assignment,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 from coordinator.core.values import TaskResult
-from coordinator.plans.partition import Clusters, Divider, Domains
+from coordinator.plans.partition import Clusters, Divider
 from coordinator.plans.smalltalk_routing import Scene, want_assignment, want_score
-from potluck.ids import NO_DIGEST, Digest, Json
+from potluck.ids import Digest, Json
 from potluck.specs.partition import PartitionSpec
 
 
@@ -48,11 +48,8 @@ def want_sorter(scene: Scene) -> Sorter | str:
     domains = divider.divide()
     if isinstance(domains, str):
         return domains
-    return _centroids(domains, divider)
-
-
-def partition_of(sorter: Sorter) -> Digest:
-    return sorter.partition if isinstance(sorter, Centroids) else NO_DIGEST
+    assert domains.clusters is not None
+    return Centroids(partition=domains.partition, clusters=domains.clusters, divider=divider)
 
 
 def want_column(
@@ -112,8 +109,3 @@ def _distance(
 def _span(scene: Scene, split: str, start: int, count: int) -> dict[str, Json]:
     key = scene.sizes.key if split == "train" else 0
     return {"split": split, "key": key, "start": start, "count": count}
-
-
-def _centroids(domains: Domains, divider: Divider) -> Centroids:
-    assert domains.clusters is not None
-    return Centroids(partition=domains.partition, clusters=domains.clusters, divider=replace(divider))

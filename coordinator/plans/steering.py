@@ -77,15 +77,9 @@ class Course:
 
     def curve(self, wishes: Wishes) -> list[Json]:
         """[step of the whole training, mean loss since the commit before], along the chain."""
-        points: list[Json] = []
-        for track in self.tracks:
-            commits = wishes.results.commits(track.training.recipe.id)
-            points += [
-                [track.first + step, commit.figures["loss"]]
-                for step, commit in commits.items()
-                if "loss" in commit.figures
-            ]
-        return points
+        return [
+            point for track in self.tracks for point in wishes.loss_curve(track.training.recipe.id, first=track.first)
+        ]
 
 
 class Helm:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.core.values import Failed
-from coordinator.plans.base import CorpusFacts, Wishes
+from coordinator.plans.base import CorpusFacts, Wanted, Wishes
 from coordinator.plans.seeds import derive
 from potluck.ids import Digest, Json
 from potluck.specs.sections import CommonSpec
@@ -28,6 +28,15 @@ class Text:
     valid_rows: int
     test_rows: int
     figures: Mapping[str, Json]
+
+
+def want_ample_text(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | Wanted:
+    """The rows of a corpus that can carry a training, or all that the run wants until they are there."""
+    text = want_text(spec, corpus, wishes)
+    if isinstance(text, str):
+        return wishes.wanted(text)
+    failure = too_small(spec, text)
+    return text if failure is None else wishes.wanted("stopped", outcome=failure)
 
 
 def want_text(spec: CommonSpec, corpus: CorpusFacts, wishes: Wishes) -> Text | str:
