@@ -66,7 +66,7 @@ def train(command: Message, blobs: BlobReader, desk: Reporter, clock: Clock) -> 
     if found is not None and not continues(found, profile, segments, command["head_step"]):
         found = None
     local.keep_only(found)
-    with open_trainer(recipe, profile, _start(command, blobs, found)) as trainer:
+    with open_trainer(recipe, profile, _start(command, recipe, blobs, found)) as trainer:
         losses = found.manifest.losses if found is not None else Losses(start_step=command["head_step"])
         out = Path(command["out"])
         writer = CheckpointWriter(trainer, segments, parent=head, losses=losses, out=out, local=local, desk=desk)
@@ -88,14 +88,14 @@ def continues(found: LocalCheckpoint, profile: Profile, segments: tuple[Segment,
     )
 
 
-def _start(command: Message, blobs: BlobReader, found: LocalCheckpoint | None) -> Head | None:
+def _start(command: Message, recipe: Recipe, blobs: BlobReader, found: LocalCheckpoint | None) -> Head | None:
     from potluck.lm.parallel import Head
 
     if found is not None:
         checkpoint = found.manifest.checkpoint
         log.fact("resumed-locally", lineage=checkpoint.lineage, head_step=command["head_step"], step=checkpoint.step)
         return Head(step=checkpoint.step, weights=found.weights, optimizer=found.optimizer)
-    origin = Recipe.from_json(command["recipe_json"]).origin
+    origin = recipe.origin
     if not command["head_step"] and origin is not None:
         inherited = blobs.path(origin.optimizer) if origin.optimizer != NO_DIGEST else None
         return Head(step=0, weights=blobs.path(origin.weights), optimizer=inherited)

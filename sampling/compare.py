@@ -24,11 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from potluck.errors import DataError
-from potluck.ids import Digest, Json
+from potluck.ids import Json
 from sampling.evaluate import Interval, contingency, normalised_mutual_information, paired_bootstrap, purity
 from sampling.rows import META_PACK, META_SOURCE, META_TARGETS, TokenRows
-from sampling.taskio import TaskCall, TaskOutput, load_array
+from sampling.taskio import TaskCall, TaskOutput
 
 SIDES = ("mixture", "dense", "random_split", "oracle")
 
@@ -70,7 +69,7 @@ def eval_compare(call: TaskCall) -> TaskOutput:
         names=manifest["sources"],
     )
     groups: Mapping[str, Any] = params["groups"]
-    columns = np.stack([_array(call, name, (len(rows),)) for name in call.numbered("column")], axis=1)
+    columns = np.stack([call.array(name, (len(rows),)) for name in call.numbered("column")], axis=1)
     experts = _group(call, groups.get("mixture"), len(rows))
     assert experts is not None, "a comparison has a mixture"
     dense = _group(call, groups.get("dense"), len(rows))
@@ -214,14 +213,7 @@ def _group(call: TaskCall, names: str | Sequence[str] | None, rows: int) -> np.n
     if not names:
         return None
     listed = [names] if isinstance(names, str) else names
-    return np.stack([_array(call, name, (rows, 2)) for name in listed])
-
-
-def _array(call: TaskCall, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = load_array(call.blobs.path(Digest(call.inputs[name])))
-    if array.shape != shape:
-        raise DataError("data.bad-shape", f"{name} has shape {array.shape}, not {shape}", "compute it again")
-    return array
+    return np.stack([call.array(name, (rows, 2)) for name in listed])
 
 
 def _interval(interval: Interval) -> dict[str, Json]:

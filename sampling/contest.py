@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from potluck.errors import DataError
-from potluck.ids import Digest, Json
+from potluck.ids import Json
 from sampling.compare import Bootstrap
 from sampling.evaluate import paired_bootstrap
 from sampling.rows import META_PACK, META_SOURCE, META_TARGETS, TokenRows
-from sampling.taskio import TaskCall, TaskOutput, load_array
+from sampling.taskio import TaskCall, TaskOutput
 
 
 def eval_contest(call: TaskCall) -> TaskOutput:
@@ -35,13 +34,8 @@ def eval_contest(call: TaskCall) -> TaskOutput:
     params = call.params
     manifest = call.json("tokens_manifest")
     rows = TokenRows(manifest, call.blobs, str(params["split"]))
-    nll: dict[str, np.ndarray] = {}
-    for name in params["models"]:
-        array = load_array(call.blobs.path(Digest(call.inputs[name])))
-        if array.shape != (len(rows), 2):
-            what = f"{name} has shape {array.shape}, not {(len(rows), 2)}"
-            raise DataError("data.bad-shape", what, "compute it again")
-        nll[name] = np.asarray(array, dtype=np.float64).sum(axis=1)
+    shape = (len(rows), 2)
+    nll = {name: np.asarray(call.array(name, shape), dtype=np.float64).sum(axis=1) for name in params["models"]}
     report = build_contest(
         nll,
         rows.meta(np.arange(len(rows), dtype=np.int64)).astype(np.int64),

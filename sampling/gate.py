@@ -8,7 +8,7 @@ proposal is adopted if its upper end is at most zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from sampling.evaluate import paired_bootstrap
 from sampling.labels import EXCLUDED, parse_labels
 from sampling.mixture import Mixture
 from sampling.rows import META_PACK, META_TARGETS, TokenRows
-from sampling.taskio import TaskCall, TaskOutput, load_array
+from sampling.taskio import TaskCall, TaskOutput
 
 Verdict = Literal["adopted", "kept natural"]
 
@@ -36,10 +36,10 @@ def eval_gate(call: TaskCall) -> TaskOutput:
     rows = TokenRows(call.json("tokens_manifest"), call.blobs, str(call.params["split"]))
     meta = rows.meta(np.arange(len(rows), dtype=np.int64))
     targets = meta[:, META_TARGETS].astype(np.float64)
-    nll = [_of_rows(call, name, (len(rows), 2)).sum(axis=1) for name in ("proposal", "natural")]
+    nll = [np.asarray(call.array(name, (len(rows), 2))).sum(axis=1) for name in ("proposal", "natural")]
     counts = None
     if "mixture" in call.inputs:
-        counts = _row_weights(call, _of_rows(call, "held_out", (len(rows),)), targets)
+        counts = _row_weights(call, np.asarray(call.array("held_out", (len(rows),))), targets)
     figures = gate(
         proposal=nll[0],
         natural=nll[1],
@@ -134,10 +134,3 @@ def _row_weights(call: TaskCall, held_out: np.ndarray, targets: np.ndarray) -> n
         what = "mixture, labels and held-out labels are not of one partition"
         raise DataError("data.bad-labels", what, "label the held-out rows with the mixture's partition")
     return mixture_row_weights(mixture.weights, list(labels.domains), held_out, targets)
-
-
-def _of_rows(call: TaskCall, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    array: Any = load_array(call.path(name))
-    if array.shape != shape:
-        raise DataError("data.bad-shape", f"{name} has shape {array.shape}, not {shape}", "compute it again")
-    return np.asarray(array)

@@ -80,6 +80,17 @@ class TaskCall:
             raise DataError("data.bad-manifest", f"input {name} is no JSON object", "make it again")
         return value
 
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The array of an input, memory-mapped.
+
+        Raises:
+            DataError: ``data.bad-shape``.
+        """
+        array = load_array(self.path(name))
+        if array.shape != shape:
+            raise DataError("data.bad-shape", f"{name} has shape {array.shape}, not {shape}", "compute it again")
+        return array
+
     def numbered(self, prefix: str) -> list[str]:
         """Names of the inputs `prefix-000`, `prefix-001`, ... in order."""
         return sorted(name for name in self.inputs if name.startswith(f"{prefix}-"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from potluck.commands.home import admin_client, home_option, open_home
@@ -27,6 +27,7 @@ from potluck.formatting import TABLE_WIDTH
 from potluck.ids import short
 
 if TYPE_CHECKING:
+    from potluck.client import AdminClient
     from potluck.v1 import mixture_pb2
 
 VERBS = {
@@ -109,14 +110,20 @@ def _show(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def _ask(
+    args: argparse.Namespace, client: AdminClient, change: Callable[..., mixture_pb2.SteerResponse]
+) -> tuple[mixture_pb2.MixtureInfo, mixture_pb2.SteerResponse]:
+    """Asks for the weights that were given; the mixture as it was, and the answer."""
+    _, mixture = find_mixture(client, args.run)
+    weights = parse_weights(args.weights, [line.domain for line in mixture.current])
+    told = {"request_id": uuid.uuid4().hex, "others_zero": args.only, "reason": args.reason}
+    return mixture, change(mixture.run, weights, **told)
+
+
 def _set(args: argparse.Namespace, output: Output) -> int:
     home = open_home(args.home)
     with admin_client(home) as client:
-        _, mixture = find_mixture(client, args.run)
-        weights = parse_weights(args.weights, [line.domain for line in mixture.current])
-        answer = client.set_mixture(
-            mixture.run, weights, request_id=uuid.uuid4().hex, others_zero=args.only, reason=args.reason
-        )
+        mixture, answer = _ask(args, client, client.set_mixture)
     output.result(_steered(mixture, answer))
     show_change(mixture.current, answer.weights, output)
     output.line(f"mixture {answer.number} of run {short(mixture.run)} holds from step {answer.step}")
@@ -127,11 +134,7 @@ def _set(args: argparse.Namespace, output: Output) -> int:
 def _propose(args: argparse.Namespace, output: Output) -> int:
     home = open_home(args.home)
     with admin_client(home) as client:
-        _, mixture = find_mixture(client, args.run)
-        weights = parse_weights(args.weights, [line.domain for line in mixture.current])
-        answer = client.propose_mixture(
-            mixture.run, weights, request_id=uuid.uuid4().hex, others_zero=args.only, reason=args.reason
-        )
+        mixture, answer = _ask(args, client, client.propose_mixture)
     output.result(_steered(mixture, answer))
     _tell_proposal(mixture, answer, output)
     output.next_step(f"potluck why mixture {short(mixture.run)}{home_option(home)}")

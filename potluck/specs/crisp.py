@@ -10,7 +10,7 @@ from potluck.ids import Digest
 from potluck.lm.config import ModelConfig
 from potluck.recipe import require_shares
 from potluck.specs.partition import MixtureSpec, PartitionSpec
-from potluck.specs.sections import CommonSpec, ModelShape, require
+from potluck.specs.sections import CommonSpec, ModelShape, require, require_rates
 from potluck.specs.single import TrainingSpec
 
 
@@ -37,8 +37,11 @@ class FinetuneSpec:
     def __post_init__(self) -> None:
         require(self.steps >= 0, "finetune.steps", self.steps, "0 (none) or more")
         require(1 <= self.checks <= 64, "finetune.checks", self.checks, "1 to 64")
-        require(self.batch_size >= 1, "finetune.batch_size", self.batch_size, "1 or more")
-        require(0 < self.learning_rate < math.inf, "finetune.learning_rate", self.learning_rate, "above 0, finite")
+        require_rates(
+            "finetune",
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

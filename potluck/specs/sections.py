@@ -21,6 +21,16 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         raise SpecError("spec.bad-value", f"{key} = {value!r}", f"allowed: {allowed}")
 
 
+def require_rates(
+    section: str, *, batch_size: int, learning_rate: float, warmup_fraction: float = 0.0, final_fraction: float = 0.0
+) -> None:
+    """Refuses a batch and a schedule that train nothing; `section` is where a spec has them."""
+    require(batch_size >= 1, f"{section}.batch_size", batch_size, "1 or more")
+    require(0 < learning_rate < math.inf, f"{section}.learning_rate", learning_rate, "above 0, finite")
+    require(0 <= warmup_fraction < 1, f"{section}.warmup_fraction", warmup_fraction, "[0, 1)")
+    require(0 <= final_fraction <= 1, f"{section}.final_fraction", final_fraction, "[0, 1]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Either a preset's name or all four numbers; the canonical form has the numbers."""

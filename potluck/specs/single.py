@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potluck.lm.config import ModelConfig
 from potluck.recipe import require_shares
 from potluck.specs.partition import MixtureSpec, PartitionSpec
-from potluck.specs.sections import CommonSpec, ModelShape, require
+from potluck.specs.sections import CommonSpec, ModelShape, require, require_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +23,13 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "training.steps", self.steps, "1 or more")
-        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
-        require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "above 0, finite")
-        require(0 <= self.warmup_fraction < 1, "training.warmup_fraction", self.warmup_fraction, "[0, 1)")
-        require(0 <= self.final_fraction <= 1, "training.final_fraction", self.final_fraction, "[0, 1]")
+        require_rates(
+            "training",
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_fraction=self.warmup_fraction,
+            final_fraction=self.final_fraction,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

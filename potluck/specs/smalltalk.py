@@ -9,7 +9,7 @@ from typing import Literal
 from potluck.config import added
 from potluck.lm.config import ModelConfig
 from potluck.recipe import require_shares
-from potluck.specs.sections import CommonSpec, ModelShape, require
+from potluck.specs.sections import CommonSpec, ModelShape, require, require_rates
 
 MAX_EXPERTS = 256
 
@@ -29,10 +29,13 @@ class RouterSpec:
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "routers.rounds", self.rounds, "1 or more")
-        require(0 < self.learning_rate < math.inf, "routers.learning_rate", self.learning_rate, "above 0, finite")
-        require(self.batch_size >= 1, "routers.batch_size", self.batch_size, "1 or more")
+        require_rates(
+            "routers",
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_fraction=self.warmup_fraction,
+        )
         require(self.score_batch >= 1, "routers.score_batch", self.score_batch, "1 or more")
-        require(0 <= self.warmup_fraction < 1, "routers.warmup_fraction", self.warmup_fraction, "[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,13 @@ class ExpertSpec:
     def __post_init__(self) -> None:
         require(2 <= self.num <= MAX_EXPERTS, "experts.num", self.num, f"2 to {MAX_EXPERTS}")
         require(self.chunks >= 1, "experts.chunks", self.chunks, "1 or more")
-        require(self.batch_size >= 1, "experts.batch_size", self.batch_size, "1 or more")
-        require(0 < self.learning_rate < math.inf, "experts.learning_rate", self.learning_rate, "above 0, finite")
-        require(0 <= self.warmup_fraction < 1, "experts.warmup_fraction", self.warmup_fraction, "[0, 1)")
-        require(0 <= self.final_fraction <= 1, "experts.final_fraction", self.final_fraction, "[0, 1]")
+        require_rates(
+            "experts",
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_fraction=self.warmup_fraction,
+            final_fraction=self.final_fraction,
+        )
         per_step = self.num * self.batch_size
         ok = self.chunk_sequences > 0 and self.chunk_sequences % per_step == 0
         require(ok, "experts.chunk_sequences", self.chunk_sequences, f"a multiple of num x batch_size = {per_step}")
@@ -71,10 +77,13 @@ class DenseSpec:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "1 or more")
-        require(0 < self.learning_rate < math.inf, "dense.learning_rate", self.learning_rate, "above 0, finite")
-        require(0 <= self.warmup_fraction < 1, "dense.warmup_fraction", self.warmup_fraction, "[0, 1)")
-        require(0 <= self.final_fraction <= 1, "dense.final_fraction", self.final_fraction, "[0, 1]")
+        require_rates(
+            "dense",
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_fraction=self.warmup_fraction,
+            final_fraction=self.final_fraction,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

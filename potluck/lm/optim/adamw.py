@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potluck.errors import DataError
+from potluck.lm.optim.base import take_over
 from potluck.recipe import AdamWConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -52,16 +52,7 @@ class AdamW:
         Raises:
             DataError: ``data.wrong-optimizer``, names, shapes or types are not those of this model.
         """
-        own = self.state_tensors()
-        wanted = {name: (t.shape, t.dtype) for name, t in own.items()}
-        if wanted != {name: (t.shape, t.dtype) for name, t in tensors.items()}:
-            raise DataError(
-                "data.wrong-optimizer",
-                "the optimizer file does not belong to this model",
-                "use the optimizer blob that the weights' own manifest names",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        take_over(self.state_tensors(), tensors)
         for state in self._states.values():
             state.steps.fill_(float(step))
 

@@ -24,8 +24,8 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from potluck.errors import DataError
 from potluck.lm.optim.adamw import fused_adamw
+from potluck.lm.optim.base import take_over
 from potluck.lm.optim.dither import WIDTH, Dither
 from potluck.lm.optim.horizon import active_range, alpha_at, beta3_at, is_active
 from potluck.lm.optim.slices import Chunk, cut, views
@@ -116,17 +116,7 @@ class AdEMAMix:
             DataError: ``data.wrong-optimizer``, names, shapes or types are not those of this model at that step.
         """
         self._take_up(step)
-        own = self.state_tensors()
-        if {name: (t.shape, t.dtype) for name, t in own.items()} != {
-            name: (t.shape, t.dtype) for name, t in tensors.items()
-        }:
-            raise DataError(
-                "data.wrong-optimizer",
-                f"the optimizer file does not belong to this model under AdEMAMix after {step} steps",
-                "use the optimizer blob that the weights' own manifest names",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        take_over(self.state_tensors(), tensors, of=f" under AdEMAMix after {step} steps")
 
     def _take_up(self, step: int) -> None:
         """Makes room for the state after `step` updates."""

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from potluck.errors import DataError, ResourceError
+from potluck.errors import ResourceError
 from potluck.lm.optim.adamw import is_decayed
+from potluck.lm.optim.base import take_over
 from potluck.lm.optim.dither import LOW_BITS, POSITION_STRIDE, STEP_STRIDE
 from potluck.lm.optim.horizon import active_range, alpha_at, beta3_at, is_active
 from potluck.recipe import AdEMAMixConfig
@@ -105,17 +106,12 @@ class CompiledAdEMAMix:
             DataError: ``data.wrong-optimizer``, names, shapes or types are not those of this model at that step.
         """
         self._take_up(step)
-        own = self.state_tensors()
-        if {name: (t.shape, t.dtype) for name, t in own.items()} != {
-            name: (t.shape, t.dtype) for name, t in tensors.items()
-        }:
-            raise DataError(
-                "data.wrong-optimizer",
-                f"the optimizer file does not belong to this model under compiled AdEMAMix after {step} steps",
-                "use the optimizer blob that the weights' own manifest names, under the same profile",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        take_over(
+            self.state_tensors(),
+            tensors,
+            of=f" under compiled AdEMAMix after {step} steps",
+            same=", under the same profile",
+        )
 
     def _take_up(self, step: int) -> None:
         """Makes room for the state after `step` updates."""
