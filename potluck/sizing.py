@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from potluck.ids import Digest
-from potluck.lm.config import PRESETS
+from potluck.lm.config import PRESETS, ModelConfig
 from potluck.lm.flops import forward_flops, train_flops
+from potluck.lm.memory import checkpoint_bytes
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
 from potluck.specs.cluster import ClusterSpec
+from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import RunSpec
-from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
+from potluck.specs.sections import CommonSpec, EvalSpec, ModelShape, TextSpec
+from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
 
 TOKENS_PER_PARAMETER = 20.0
@@ -93,6 +96,16 @@ class Rung:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Commits:
+    """How often a training of full rows hands in a checkpoint, and how large one is."""
+
+    steps: int
+    """Between commits. The ends of chunks come to these."""
+    bytes: int
+    """Weights and optimizer state."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a spec asks for. Tokens are targets; FLOPs by the accounting of `potluck.lm.flops`."""
 
@@ -109,8 +122,7 @@ class Cost:
     """Of all experts."""
     dense_flops: float
     random_split_flops: float
-    commit_steps: int
-    """Steps between an expert's commits."""
+    expert_commits: Commits
     expert_memory_bytes: int
     """Beyond what a worker holds with no model."""
 
@@ -196,18 +208,18 @@ def cost_of(spec: SmallTalkSpec) -> Cost:
         expert_flops=expert_flops,
         dense_flops=dense_steps * per_dense_step,
         random_split_flops=controls * expert_flops,
-        commit_steps=commit_interval(
-            num_parameters=expert.num_parameters,
-            batch_size=spec.experts.batch_size,
-            targets_per_row=length,
-            total_steps=max(1, expert_steps),
-            bytes_per_token=spec.bytes_per_token,
-        ),
+        expert_commits=_commits(spec, expert, batch_size=spec.experts.batch_size, total_steps=expert_steps),
         expert_memory_bytes=max(
             spec.memory_for(expert, batch_size=batch, sequence=length)
             for batch in (spec.experts.batch_size, spec.dense.batch_size)
         ),
     )
+
+
+def commits_of(spec: SingleSpec | CrispSpec) -> Commits:
+    """Of the model that the run trains on full rows."""
+    how = spec.training
+    return _commits(spec, spec.full_model(), batch_size=how.batch_size, total_steps=how.steps)
 
 
 def training_bytes(spec: RunSpec) -> int:
@@ -291,6 +303,19 @@ def choose(minutes: float, machine: Machine, *, train_tokens: int, seed: int = 0
         best = Sized(rung=rung, spec=spec, seconds=seconds, epochs=epochs, limited_by=limited_by)
     assert best is not None
     return replace(best, limited_by=limited_by)
+
+
+def _commits(spec: CommonSpec, model: ModelConfig, *, batch_size: int, total_steps: int) -> Commits:
+    return Commits(
+        steps=commit_interval(
+            num_parameters=model.num_parameters,
+            batch_size=batch_size,
+            targets_per_row=spec.text.sequence_length,
+            total_steps=max(1, total_steps),
+            bytes_per_token=spec.bytes_per_token,
+        ),
+        bytes=checkpoint_bytes(model, spec.optimizer),
+    )
 
 
 def _preset_for(tokens_per_expert: int) -> str:

@@ -20,7 +20,7 @@ from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count, human_seconds
 from potluck.ids import Digest
 from potluck.lm.flops import train_flops
-from potluck.sizing import SAFETY, Cost, Machine, Sized, choose, cost_of, training_bytes
+from potluck.sizing import SAFETY, Commits, Cost, Machine, Sized, choose, commits_of, cost_of, training_bytes
 from potluck.specfile import same_call, spec_text
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
@@ -140,7 +140,8 @@ def _show(spec: SmallTalkSpec, cost: Cost, text: Mapping[str, Any], output: Outp
                 "dense": cost.dense_flops,
                 "random_split": cost.random_split_flops,
             },
-            "commit_steps": cost.commit_steps,
+            "commit_steps": cost.expert_commits.steps,
+            "commit_bytes": cost.expert_commits.bytes,
             "memory_bytes": cost.expert_memory_bytes + WORKER_BYTES,
             "train_tokens": train,
             "epochs": {"experts": cost.expert_tokens / train, "dense": cost.dense_tokens / train},
@@ -161,7 +162,7 @@ def _show(spec: SmallTalkSpec, cost: Cost, text: Mapping[str, Any], output: Outp
     output.line(
         f"text: {human_bytes(text['bytes'])}, {len(text['sources'])} source(s), about {human_count(train)} tokens"
     )
-    output.line(f"commits: every {cost.commit_steps} steps of an expert")
+    output.line(_commits_line(cost.expert_commits, cost.expert_steps, "of an expert"))
     memory = human_bytes(cost.expert_memory_bytes + WORKER_BYTES)
     output.line(f"memory: about {memory} a node while it trains, of which {human_bytes(WORKER_BYTES)} are the program")
 
@@ -171,13 +172,15 @@ def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: 
     parameters, tokens = spec.full_model().num_parameters, how.steps * how.batch_size * length
     flops = how.steps * how.batch_size * train_flops(spec.full_model(), length)
     epochs = tokens / int(text["train_tokens"])
-    memory = training_bytes(spec) + WORKER_BYTES
+    memory, commits = training_bytes(spec) + WORKER_BYTES, commits_of(spec)
     output.result(
         {
             "parameters": parameters,
             "steps": how.steps,
             "tokens": tokens,
             "flops": flops,
+            "commit_steps": commits.steps,
+            "commit_bytes": commits.bytes,
             "memory_bytes": memory,
             "train_tokens": int(text["train_tokens"]),
             "epochs": epochs,
@@ -196,7 +199,14 @@ def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: 
             ]
         ],
     )
+    output.line(_commits_line(commits, how.steps, "of the model"))
     output.line(f"memory: about {human_bytes(memory)} a node while it trains")
+
+
+def _commits_line(commits: Commits, total_steps: int, whose: str) -> str:
+    each, number = human_bytes(commits.bytes), max(1, -(-total_steps // commits.steps))
+    in_all = human_bytes(number * commits.bytes)
+    return f"commits: every {commits.steps} steps {whose}, {each} each, {in_all} by its end"
 
 
 def _require_memory(training: int) -> None:

@@ -73,4 +73,10 @@ PRESETS: dict[str, Preset] = {
     "30M": _preset(512, 9, 8),
     "60M": _preset(640, 12, 10),
     "100M": _preset(768, 14, 12),
+    "160M": _preset(896, 14, 14),
+    "335M": _preset(1024, 24, 16),
+    "760M": _preset(1536, 24, 12),
+    "1.3B": _preset(2048, 24, 16),
 }
+"""Experts are named by what they count, tied embeddings included: up to 100M with a vocabulary of 1,024 to 4,096,
+above with 32,000. 335M and 1.3B are the widths and depths of SmallTalk's experts (2410.03529)."""

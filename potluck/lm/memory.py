@@ -92,8 +92,7 @@ def predict_lease_bytes(
         activation_checkpointing=profile.activation_checkpointing,
         optimizer=optimizer,
     )
-    copy = FLOAT_BYTES * config.num_parameters + optimizer_bytes(config, optimizer)
-    return profile.processes * one + copy
+    return profile.processes * one + checkpoint_bytes(config, optimizer)
 
 
 def predict_training_bytes(
@@ -130,6 +129,11 @@ def predict_inference_bytes(config: ModelConfig, *, batch_size: int, sequence: i
     attention = 6 * config.hidden + 2 * _probabilities_per_token(config, sequence)
     working = tokens * (2 * config.hidden + max(attention, 4 * config.ffn))
     return FIXED_BYTES + int(FLOAT_BYTES * (config.num_parameters + SCORING_SLACK * working + _loss_floats(config, 0)))
+
+
+def checkpoint_bytes(config: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """What a commit moves: float32 weights and the optimizer's state."""
+    return FLOAT_BYTES * config.num_parameters + optimizer_bytes(config, optimizer)
 
 
 def optimizer_bytes(config: ModelConfig, optimizer: OptimizerConfig) -> int:

@@ -88,6 +88,23 @@ def test_plan_refuses_what_cannot_fit_with_both_numbers(tmp_path: Path, capsys: 
     assert "epochs" in said.out
 
 
+@pytest.mark.parametrize("method", ["single", "smalltalk"])
+def test_plan_tells_memory_commits_and_bytes_of_a_large_preset(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("".join(f"the word {n} stands there\n" for n in range(3000)))
+    model = "model" if method == "single" else "experts.model"
+    spared = "[profile]\nmicro_batch = 1\nactivation_checkpointing = true\n"
+    body = f'data = "text"\nmethod = "{method}"\n[{model}]\npreset = "335M"\n{spared}[text]\nvocab_size = 32000\n'
+    (tmp_path / "spec.toml").write_text(body)
+    assert main(["plan", str(tmp_path / "spec.toml"), "--json"]) in (0, 5)  # 5 on a machine with less memory
+    told = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert told["commit_bytes"] == pytest.approx(12 * 335.2e6, rel=0.01)
+    assert told["commit_steps"] >= 1
+    assert 28 * 335e6 < told["memory_bytes"] < 20e9
+
+
 def test_down_on_an_empty_home_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--home", str(tmp_path)]) == 0
     assert "nothing runs" in capsys.readouterr().out

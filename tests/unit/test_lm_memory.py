@@ -9,6 +9,7 @@ from potluck.errors import SpecError
 from potluck.lm.config import PRESETS, ModelConfig
 from potluck.lm.memory import (
     MIB,
+    checkpoint_bytes,
     fit_to_memory,
     optimizer_bytes,
     predict_inference_bytes,
@@ -143,6 +144,21 @@ def test_more_rows_longer_rows_and_wider_models_never_need_less() -> None:
         sizes = [predict(small, batch_size=b, sequence=s) for b, s in ((1, 64), (2, 64), (2, 128), (4, 256))]
         assert sizes == sorted(sizes)
         assert predict(config_of("2.5M", 1024, 256), batch_size=4, sequence=256) > sizes[-1]
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [("160M", 160e6), ("335M", 335e6), ("760M", 760e6), ("1.3B", 1.3e9)])
+def test_a_large_preset_counts_what_its_name_says_and_its_memory_is_its_states_and_some_more(
+    preset: str, parameters: float
+) -> None:
+    config = config_of(preset, vocab=32_000, sequence=1024)
+    assert config.num_parameters == pytest.approx(parameters, rel=0.05)
+    assert config.hidden // config.heads in (64, 128)
+    assert checkpoint_bytes(config, ADAMW) == 12 * config.num_parameters
+    states = 28 * config.num_parameters  # weights, gradients, two moments, and the copy of a checkpoint
+    sizes = {"batch_size": 16, "sequence": 1024, "optimizer": ADAMW}
+    plain = predict_lease_bytes(config, profile=Profile(), **sizes)
+    spared = predict_lease_bytes(config, profile=Profile(micro_batch=1, activation_checkpointing=True), **sizes)
+    assert states < spared < 1.5 * states < plain < 8 * states
 
 
 def fit(budget_mib: float, *, batch_size: int = 12) -> tuple[int, bool]:
