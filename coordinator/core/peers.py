@@ -11,13 +11,14 @@ from coordinator.core.state import Invite, PeerFacts, State
 
 
 def on_invite_issued(state: State, event: InviteIssued) -> list[Effect]:
+    """Said again, it leaves a token that was spent since as it is."""
     invite = Invite(role=event.role, expires_unix_ms=event.expires_unix_ms, spent_by=None)
-    state.durable.invites[event.token_digest] = invite
+    state.durable.invites.setdefault(event.token_digest, invite)
     return [Reply(answer=Done())]
 
 
 def on_peer_enrolled(state: State, event: PeerEnrolled) -> list[Effect]:
-    """Spends the token. The shell has compared its expiry with the wall clock before."""
+    """Spends the token, once: said again, it changes nothing of the peer. The shell has looked at the expiry before."""
     return [Reply(answer=_enrol(state, event))]
 
 
@@ -48,6 +49,11 @@ def _enrol(state: State, event: PeerEnrolled) -> Answer:
         return Denied(error_id="join.wrong-role", reason=f"the invitation is for a {invite.role}, not a {event.role}")
     if invite.spent_by is not None and invite.spent_by != event.node:
         return Denied(error_id="join.token-spent", reason="this invitation has been used")
+    before = durable.peers.get(event.node)
+    if before is not None and before.revoked:
+        return Denied(error_id="refused.revoked", reason=f"node {event.node} was revoked")
+    if before is not None and invite.spent_by == event.node:
+        return Done()
     durable.invites[event.token_digest] = replace(invite, spent_by=event.node)
     durable.peers[event.node] = PeerFacts(
         node=event.node,

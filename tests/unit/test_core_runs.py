@@ -23,6 +23,7 @@ from coordinator.core.events import (
     CoordinatorResumed,
     InviteIssued,
     LeaseRequested,
+    NodeDrained,
     PeerEnrolled,
     PeerRevoked,
     PlanAdvanced,
@@ -329,6 +330,20 @@ def test_a_token_is_spent_once_for_the_role_it_names_and_a_retry_is_fine(house: 
     assert enrolled(house, "a", "t", "admin").error_id == "join.wrong-role"
     assert enrolled(house, "a", "t") == enrolled(house, "a", "t") == Done()
     assert enrolled(house, "b", "t").error_id == "join.token-spent"
+
+
+def test_an_enrolment_said_again_neither_gives_a_drained_node_work_nor_lets_a_revoked_one_in(house: House) -> None:
+    invite = InviteIssued(now_ms=0, token_digest=Digest("t"), role="node", expires_unix_ms=1)
+    house.feed(invite)
+    enrolled(house, "n", "t")
+    house.feed(NodeDrained(now_ms=0, node=NodeId("n")))
+    house.feed(invite)
+    assert enrolled(house, "b", "t").error_id == "join.token-spent"
+    assert enrolled(house, "n", "t") == Done()
+    assert house.machine.durable.is_drained(NodeId("n"))
+    house.feed(PeerRevoked(now_ms=0, node=NodeId("n")))
+    assert enrolled(house, "n", "t").error_id == "refused.revoked"
+    assert house.machine.durable.is_revoked(NodeId("n"))
 
 
 def test_a_revoked_node_loses_its_lease_and_gets_no_other(house: House) -> None:
