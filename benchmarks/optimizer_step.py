@@ -52,9 +52,9 @@ def ratios(preset: str, seconds: float) -> tuple[dict[str, list[float]], float]:
     model = init_decoder(config, seed=0)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
-    adamw = build_optimizer(model, AdamWConfig(), TOTAL_STEPS)
+    adamw = build_optimizer(dict(model.named_parameters()), AdamWConfig(), TOTAL_STEPS)
     contenders = {
-        name: build_optimizer(model, config, TOTAL_STEPS, compile=compiled)
+        name: build_optimizer(dict(model.named_parameters()), config, TOTAL_STEPS, compile=compiled)
         for name, (config, compiled) in CONTENDERS.items()
     }
     steps = max(1, 1_000_000 // config.num_parameters)  # of a turn: the clock's grain is coarse for small models

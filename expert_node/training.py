@@ -168,7 +168,8 @@ class Run:
             self._writer.look()
             crash_here("node.mid-step", also=self._desk.parent_pid)
             crash_here("worker.mid-step")
-            metrics = trainer.train_step(reader.batch(trainer.step), reader.weights(trainer.step))
+            step = trainer.step
+            metrics = trainer.train_step(reader.batch(step), reader.weights(step), reader.mixtures(step))
             if not math.isfinite(metrics.loss):
                 raise DataError(
                     "data.loss-not-finite",

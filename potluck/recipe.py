@@ -17,6 +17,7 @@ from potluck.errors import SpecError
 from potluck.ids import NO_DIGEST, Digest, LineageId, canonical_json, digest_json
 from potluck.jsontext import read_json
 from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +179,7 @@ class Origin:
 class Recipe:
     """One model being trained. Its id is the digest of all this; equal recipes are one lineage."""
 
-    role: Literal["router", "expert", "dense", "random_split"]
+    role: Literal["router", "expert", "dense", "random_split", "soup"]
     index: int
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -195,6 +196,8 @@ class Recipe:
     profile: Profile = added(Profile())  # noqa: RUF009 - a frozen value
     """How the arithmetic is done. Part of what is trained: two profiles round otherwise and are two lineages."""
     origin: Origin | None = added(None)  # noqa: RUF009 - a field's declaration, made once
+    soup: SoupConfig | None = added(None)  # noqa: RUF009
+    """Makes the lineage a soup of models; its segments are `Mixtures`, and theirs are no others'."""
 
     @property
     def num_steps(self) -> int:
@@ -289,12 +292,48 @@ class Clustered:
             raise SpecError("spec.bad-value", f"segment start = {self.start}", "allowed: 0 or more")
 
 
-SegmentData = Stream | RandomShare | Assigned | Clustered
-_SEGMENT_KINDS: dict[str, type[Stream] | type[RandomShare] | type[Assigned] | type[Clustered]] = {
+@dataclass(frozen=True, kw_only=True)
+class Mixtures:
+    """Draws of random mixtures over the domains of a partition, some in each step (2502.01804, algorithm 2).
+
+    Of a step's B rows the first B / per_step are drawn from its first mixture, and so on. A mixture has
+    weight on `support` domains without repeats, uniform numbers made to sum to one.
+    """
+
+    kind: Literal["mixtures"] = "mixtures"
+    tokens: Digest
+    labels: Digest
+    """Digest of the labels manifest."""
+    key: int
+    start: int
+    """The first row drawn; a multiple of the batch size."""
+    batch_size: int
+    per_step: int
+    support: int
+    """Domains without rows take no part; where fewer than this have any, all of these do."""
+    natural_share: float = 0.0
+    """Chance of a mixture to be the corpus' own proportions instead."""
+
+    def __post_init__(self) -> None:
+        table: dict[str, tuple[int | float, bool, str]] = {
+            "per_step": (self.per_step, self.per_step >= 1, "1 or more"),
+            "batch_size": (self.batch_size, self.batch_size % max(1, self.per_step) == 0, "a multiple of per_step"),
+            "start": (self.start, self.start >= 0 and self.start % max(1, self.batch_size) == 0, "steps of batch_size"),
+            "support": (self.support, self.support >= 1, "1 or more"),
+            "natural_share": (self.natural_share, 0 <= self.natural_share <= 1, "[0, 1]"),
+        }
+        for name, (value, ok, allowed) in table.items():
+            if not ok:
+                raise SpecError("spec.bad-value", f"segment {name} = {value}", f"allowed: {allowed}")
+
+
+SegmentData = Stream | RandomShare | Assigned | Clustered | Mixtures
+_SEGMENT_KINDS: dict[str, type[Stream] | type[RandomShare] | type[Assigned] | type[Clustered] | type[Mixtures]] = {
     "stream": Stream,
     "random_share": RandomShare,
     "assigned": Assigned,
     "clustered": Clustered,
+    "mixtures": Mixtures,
 }
 
 

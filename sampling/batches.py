@@ -9,8 +9,9 @@ from typing import Any, assert_never
 import numpy as np
 
 from potluck.errors import DataError, InvariantViolation
-from potluck.recipe import Assigned, Clustered, RandomShare, Segment, Stream
+from potluck.recipe import Assigned, Clustered, Mixtures, RandomShare, Segment, Stream
 from sampling.clustered import Draws, draw_rows
+from sampling.mixtures import MixtureDraws
 from sampling.permute import permute
 from sampling.rows import TokenRows, rows_at, stream_rows
 from sampling.taskio import BlobReader, load_array
@@ -54,8 +55,14 @@ class SegmentReader:
         self._block_rows = np.empty(0, dtype=np.int64)
         self._draws: Draws | None = None
         self._chosen: np.ndarray | None = None
+        self._mixtures: MixtureDraws | None = None
         if isinstance(segment.data, Clustered):
             self._draws = draw_rows(segment.data, needed, blobs)
+        elif isinstance(segment.data, Mixtures):
+            assert segment.data.batch_size == batch_size, "a segment of another recipe"
+            self._mixtures = MixtureDraws.of(segment.data, blobs)
+            rows = self._mixtures.rows(needed, blobs)
+            self._draws = Draws(rows=rows, weights=None, lost_mass=0.0)
         else:
             self._chosen = chosen_positions(segment.data, blobs)
         self.num_rows = needed if self._chosen is None else len(self._chosen)
@@ -77,6 +84,14 @@ class SegmentReader:
         if self._draws is None or self._draws.weights is None:
             return None
         return self._draws.weights[first : first + self._batch_size]
+
+    def mixtures(self, step: int) -> np.ndarray | None:
+        """float32 [per_step, domains], the mixtures that the step's rows are of, in equal shares; None without any."""
+        if self._mixtures is None:
+            return None
+        data = self._mixtures.data
+        first = (data.start // data.batch_size + self._offset(step)) * data.per_step
+        return self._mixtures.weights(first, data.per_step).astype(np.float32)
 
     def _offset(self, step: int) -> int:
         segment = self._segment

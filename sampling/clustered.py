@@ -11,7 +11,7 @@ that of the segment's draws, and of one number for each domain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,11 @@ def draw_rows(data: Clustered, count: int, blobs: BlobReader) -> Draws:
     weights = np.array(mixture.aligned(labels.domains), dtype=np.float64)
     array = labels.array(blobs)
     if data.mode == "cluster":
-        rows = _cluster_first(data, count, weights, labels, array)
+
+        def domains(begin: int, length: int) -> np.ndarray:
+            return draw_domains(weights, data.key, begin, length)
+
+        rows = rows_of_draws(domains, data.key, data.start, count, labels, array)
         return Draws(rows=rows, weights=None, lost_mass=lost)
     rows = _evenly(data, count, labels, array)
     share = np.array(list(labels.sizes.values()), dtype=np.float64) / sum(labels.sizes.values())
@@ -80,21 +84,33 @@ def draw_domains(weights: np.ndarray, key: int, start: int, count: int) -> np.nd
     return drawn
 
 
-def _cluster_first(data: Clustered, count: int, weights: np.ndarray, labels: Labels, array: np.ndarray) -> np.ndarray:
+def rows_of_draws(
+    domains: Callable[[int, int], np.ndarray], key: int, start: int, count: int, labels: Labels, array: np.ndarray
+) -> np.ndarray:
+    """uint32 [count], the train rows of draws [start, start + count).
+
+    Args:
+        domains: of (first draw, how many) to the domains of these draws, int64.
+        key: of the order within the domains.
+        start: the first draw; those before are counted by domain.
+        count: how many.
+        labels: whose domains they are.
+        array: uint32 [rows], the labels.
+    """
     sizes = np.array(list(labels.sizes.values()), dtype=np.int64)
     first_place = np.cumsum(sizes) - sizes
     drawn_before = np.zeros(len(sizes), dtype=np.int64)
-    for begin, length in _blocks(data.start):
-        drawn_before += np.bincount(draw_domains(weights, data.key, begin, length), minlength=len(sizes))
+    for begin, length in _blocks(start):
+        drawn_before += np.bincount(domains(begin, length), minlength=len(sizes))
     places = np.empty(count, dtype=np.int64)
     for begin, length in _blocks(count):
-        domain = draw_domains(weights, data.key, data.start + begin, length)
+        domain = domains(start + begin, length)
         order, rank = _ranked(domain)
         number = np.empty(length, dtype=np.int64)
         number[order] = drawn_before[domain[order]] + rank
         drawn_before += np.bincount(domain, minlength=len(sizes))
         size = sizes[domain]
-        keys = _domain_keys(data.key, domain) + (number // size).astype(np.uint64)
+        keys = _domain_keys(key, domain) + (number // size).astype(np.uint64)
         places[begin : begin + length] = first_place[domain] + permute_each(number % size, size, keys)
     return rows_at_places(array, sizes, places)
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from potluck.config import to_mapping
 from potluck.errors import ResourceError
 from potluck.ids import canonical_json
-from potluck.lm.train import Peers, Trainer
+from potluck.lm.learners import Peers
+from potluck.lm.train import Trainer
 from potluck.recipe import Profile, Recipe, require_shares
 
 RANK_MODULE = "potluck.lm.parallel_rank"

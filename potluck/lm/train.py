@@ -8,20 +8,19 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from potluck.errors import SpecError
 from potluck.ids import digest_file
 from potluck.lm.checkpoint import OPTIMIZER_FILE, WEIGHTS_FILE, CheckpointFiles
-from potluck.lm.loss import mean_nll
-from potluck.lm.model import Decoder, init_decoder, load_weights
-from potluck.lm.optim.build import build_optimizer
+from potluck.lm.learners import Learner, OneModel, Peers
+from potluck.lm.model import Decoder
 from potluck.lm.schedule import learning_rate
 from potluck.lm.tensors import load_tensors
 from potluck.recipe import Profile, Recipe, require_shares
@@ -67,18 +66,6 @@ class Snapshot:
         )
 
 
-class Peers(Protocol):
-    """The processes that train a lineage together with this one, each with the same weights."""
-
-    def share(self, rows: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """This process's rows of a batch, and their weights."""
-        ...
-
-    def average(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replaces the gradients by their averages over the processes; the average of their losses, a scalar."""
-        ...
-
-
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
@@ -120,29 +107,35 @@ class Trainer:
         """Starts at the recipe's initialisation. Peers come from `potluck.lm.parallel.open_trainer`.
 
         Raises:
-            SpecError: ``spec.bad-value``, the profile's micro-batches do not divide the recipe's batch.
+            SpecError: ``spec.bad-value``, the profile's micro-batches do not divide the recipe's batch, or it shares
+                a soup among processes.
         """
         require_shares(recipe.batch_size, profile)
+        if recipe.soup is not None and profile.processes > 1:
+            what = f"profile.processes = {profile.processes} with a soup"
+            raise SpecError("spec.bad-value", what, "allowed: 1; a soup is spread over nodes instead")
         assert (peers is not None) == (profile.processes > 1), profile
         apply_profile(profile)
-        self._peers = peers
         self.recipe = recipe
         self.profile = profile
         self.step = 0
-        self.model: Decoder = init_decoder(recipe.model, seed=recipe.init_seed).to(profile.device)
-        self.model.activation_checkpointing = profile.activation_checkpointing
-        self._forward = torch.compile(self.model) if profile.compile else self.model
-        self._optimizer = build_optimizer(
-            self.model, recipe.optimizer, recipe.schedule.total_steps, compile=profile.compile
-        )
+        self._learner = _learner(recipe, profile, peers)
 
-    def train_step(self, rows: np.ndarray, weights: np.ndarray | None = None) -> StepMetrics:
+    @property
+    def model(self) -> Decoder:
+        """The model; of a soup, the one that was last trained on."""
+        return self._learner.decoder
+
+    def train_step(
+        self, rows: np.ndarray, weights: np.ndarray | None = None, mixtures: np.ndarray | None = None
+    ) -> StepMetrics:
         """Does one step.
 
         Args:
             rows: [batch_size, columns] uint16; column c predicts column c + 1.
             weights: [batch_size] float32; the loss is sum_b weights_b * (row b's mean NLL) / batch_size.
                 None weighs all rows alike.
+            mixtures: of a soup, [m, domains] float32, the mixtures that the rows are of, in equal shares, in order.
 
         Raises:
             ValueError: a shape is not the recipe's.
@@ -152,15 +145,11 @@ class Trainer:
             raise ValueError(f"rows have shape {rows.shape}, the recipe reads {wanted}")
         if weights is not None and weights.shape != wanted[:1]:
             raise ValueError(f"weights have shape {weights.shape}, the recipe's are {wanted[:1]}")
-        self._optimizer.zero_grad()
-        if self._peers is None:
-            loss = self._add_gradients(rows, weights)
-        else:
-            loss = self._add_gradients(*self._peers.share(rows, weights))
-            loss = self._peers.average(self.model.parameters(), loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.grad_clip)
+        optimizer = self._learner.optimizer
+        optimizer.zero_grad()
+        loss, norm = self._learner.take_gradients(rows, weights, mixtures, clip=self.recipe.optimizer.grad_clip)
         rate = learning_rate(self.recipe.schedule, self.recipe.schedule_step(self.step))
-        self._optimizer.step(rate)
+        optimizer.step(rate)
         self.step += 1
         tokens = rows.shape[0] * (rows.shape[1] - 1)
         return StepMetrics(
@@ -196,38 +185,20 @@ class Trainer:
             DataError: the files do not belong to the recipe.
         """
         trainer = Trainer(recipe, profile, peers)
-        load_weights(trainer.model, weights)
+        trainer._learner.load(weights)
         if optimizer is not None:
-            trainer._optimizer.load_state_tensors(load_tensors(optimizer), step=recipe.optimizer_step(step))
+            trainer._learner.optimizer.load_state_tensors(load_tensors(optimizer), step=recipe.optimizer_step(step))
         trainer.step = step
         return trainer
 
     def _state(self) -> Snapshot:
         """The state itself, not a copy."""
-        return Snapshot(
-            weights={name: p.detach() for name, p in self.model.named_parameters()},
-            optimizer=self._optimizer.state_tensors(),
-        )
+        return Snapshot(weights=self._learner.tensors(), optimizer=self._learner.optimizer.state_tensors())
 
-    def _add_gradients(self, rows: np.ndarray, weights: np.ndarray | None) -> Tensor:
-        """Adds the gradients of the rows' mean loss to the parameters', a micro-batch at a time; the loss, a scalar."""
-        device, total = self.profile.device, rows.shape[0]
-        size = self.profile.micro_batch or total
-        ids = torch.from_numpy(rows.astype(np.int64)).to(device)
-        row_weights = None if weights is None else torch.from_numpy(weights.astype(np.float32)).to(device)
-        parts = []
-        for start in range(0, total, size):
-            piece = slice(start, start + size)
-            loss = self._loss(ids[piece], None if row_weights is None else row_weights[piece])
-            loss = loss if size == total else loss * (size / total)
-            loss.backward()
-            parts.append(loss.detach())
-        return torch.stack(parts).sum()
 
-    def _loss(self, ids: Tensor, weights: Tensor | None) -> Tensor:
-        bfloat16 = self.profile.dtype == "bfloat16"
-        with torch.autocast(torch.device(self.profile.device).type, dtype=torch.bfloat16, enabled=bfloat16):
-            hidden = self._forward(ids[:, :-1])
-        flat, targets = hidden.float().reshape(-1, hidden.shape[-1]), ids[:, 1:]
-        of_positions = None if weights is None else weights.repeat_interleave(targets.shape[1])
-        return mean_nll(flat, self.model.embedding.weight, targets.reshape(-1), of_positions)
+def _learner(recipe: Recipe, profile: Profile, peers: Peers | None) -> Learner:
+    if recipe.soup is None:
+        return OneModel(recipe, profile, peers)
+    from potluck.lm.soup_learner import SoupLearner
+
+    return SoupLearner(recipe, profile)

@@ -151,7 +151,7 @@ def _optimizer(path: Path) -> None:
     from potluck.recipe import AdamWConfig
 
     model = init_decoder(TINY, seed=0)
-    build_optimizer(model, AdamWConfig(), 10).load_state_tensors(load_tensors(path), step=1)
+    build_optimizer(dict(model.named_parameters()), AdamWConfig(), 10).load_state_tensors(load_tensors(path), step=1)
 
 
 def _lsi(path: Path) -> None:

@@ -294,8 +294,8 @@ def test_ademamix_refuses_the_state_of_another_step_or_optimizer() -> None:
 
 
 def test_ademamix_is_built_from_a_recipe_and_from_a_word_in_a_spec() -> None:
-    assert isinstance(build_optimizer(nn.Linear(2, 2), AdEMAMixConfig(), 100), AdEMAMix)
-    assert isinstance(build_optimizer(nn.Linear(2, 2), AdamWConfig(), 100), AdamW)
+    assert isinstance(build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdEMAMixConfig(), 100), AdEMAMix)
+    assert isinstance(build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdamWConfig(), 100), AdamW)
     spec = parse_run_file({"data": "x", "optimizer": "ademamix"}).canonical(Digest("0" * 64))
     assert spec.optimizer == AdEMAMixConfig()
     assert Recipe.from_json(RECIPE.to_json()) == RECIPE

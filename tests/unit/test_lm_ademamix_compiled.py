@@ -212,15 +212,19 @@ def test_compiled_ademamix_refuses_the_state_of_another_step_or_of_the_uncompile
 def test_compiled_ademamix_without_a_compiler_says_so(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(ResourceError) as caught:
-        build_optimizer(nn.Linear(2, 2), AdEMAMixConfig(), 100, compile=True)
+        build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdEMAMixConfig(), 100, compile=True)
     assert caught.value.error_id == "resource.no-compiler"
     assert compiler in caught.value.message
 
 
 def test_compiled_ademamix_is_built_where_the_profile_compiles() -> None:
-    assert isinstance(build_optimizer(nn.Linear(2, 2), AdEMAMixConfig(), 100, compile=True), CompiledAdEMAMix)
-    assert isinstance(build_optimizer(nn.Linear(2, 2), AdEMAMixConfig(), 100), AdEMAMix)
-    assert isinstance(build_optimizer(nn.Linear(2, 2), AdamWConfig(), 100, compile=True), AdamW)
+    assert isinstance(
+        build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdEMAMixConfig(), 100, compile=True), CompiledAdEMAMix
+    )
+    assert isinstance(build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdEMAMixConfig(), 100), AdEMAMix)
+    assert isinstance(
+        build_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdamWConfig(), 100, compile=True), AdamW
+    )
 
 
 @pytest.mark.long

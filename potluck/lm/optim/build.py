@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from potluck.lm.optim.adamw import AdamW
@@ -12,17 +14,18 @@ from potluck.lm.optim.horizon import resolve_optimizer
 from potluck.recipe import AdEMAMixConfig, OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int, *, compile: bool = False) -> Optimizer:
-    """Before the first of `total_steps` steps of the model's run.
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, total_steps: int, *, compile: bool = False
+) -> Optimizer:
+    """Before the first of `total_steps` steps of the parameters' run.
 
     Args:
-        compile: have AdEMAMix's kernel compiled, if the model is on the CPU.
+        compile: have AdEMAMix's kernel compiled, if the parameters are on the CPU.
 
     Raises:
         SpecError: ``spec.beta3-too-slow``.
         ResourceError: ``resource.no-compiler``.
     """
-    parameters = dict(model.named_parameters())
     config = resolve_optimizer(config, total_steps)
     if isinstance(config, AdEMAMixConfig):
         if compile and all(p.device.type == "cpu" for p in parameters.values()):
