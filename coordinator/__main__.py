@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from coordinator.daemon import Daemon, Options, Stop
+from coordinator.snapshots import SNAPSHOT_ROWS
 from potluck.errors import InvariantViolation, PotluckError, ResourceError
 from potluck.ids import Json
 from potluck.metrics_sinks import Recorder, open_recorder
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             insecure=parsed.insecure,
             quota_bytes=parsed.quota_bytes,
             unclaimed_bytes=parsed.unclaimed_bytes,
+            snapshot_rows=parsed.snapshot_rows,
         )
         recorder = open_recorder(parsed.metrics, tensorboard=parsed.tensorboard)
         asyncio.run(_serve(options, recorder))
@@ -79,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quota-bytes", type=int, default=None, help="most bytes of blobs to keep")
     unclaimed = "most bytes that one node may have sent and nothing names yet"
     parser.add_argument("--unclaimed-bytes", type=int, default=None, help=unclaimed)
+    rows = "rows of the journal from one snapshot to the next"
+    parser.add_argument("--snapshot-rows", type=int, default=SNAPSHOT_ROWS, help=rows)
     parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what all nodes measure here")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     return parser

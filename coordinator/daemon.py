@@ -33,6 +33,8 @@ from coordinator.recording import Recording
 from coordinator.runtime import PlanEvaluator, Runtime
 from coordinator.service import ArtifactService, NodeService
 from coordinator.sessions import Sessions
+from coordinator.snapshot import code_digest
+from coordinator.snapshots import SNAPSHOT_ROWS, SnapshotFolder, SnapshotTaker
 from coordinator.traffic import Traffic
 from potluck.clock import SystemClock
 from potluck.crashpoints import crash_here
@@ -84,6 +86,8 @@ class Options:
     quota_bytes: int | None = None
     unclaimed_bytes: int | None = None
     """Most bytes a node may have sent that nothing names yet; None: the default, at most a quarter of the free disk."""
+    snapshot_rows: int = SNAPSHOT_ROWS
+    """Rows of the journal from one snapshot to the next."""
 
     def __post_init__(self) -> None:
         if self.insecure and not is_loopback(self.host):
@@ -99,6 +103,8 @@ class Options:
         if self.unclaimed_bytes is not None and self.unclaimed_bytes < 1:
             what = f"--unclaimed-bytes {self.unclaimed_bytes}"
             raise UsageError("usage.bad-quota", what, "give 1 or more, or leave it away")
+        if self.snapshot_rows < 1:
+            raise UsageError("usage.bad-snapshot-rows", f"--snapshot-rows {self.snapshot_rows}", "give 1 or more")
         if self.advertise and not _fits_join_string(self.advertise):
             fix = "give a host name or an address, without scheme or port"
             raise UsageError("usage.bad-advertise", f"--advertise {self.advertise!r}", fix)
@@ -149,6 +155,11 @@ class Daemon:
             clock=self._clock,
             evaluate=evaluate,
             deliver=self._sessions.deliver,
+            snapshots=SnapshotTaker(
+                SnapshotFolder(self._home.snapshots, code_digest(self._machine.state.settings)),
+                self._clock.monotonic_ms,
+                options.snapshot_rows,
+            ),
         )
         self._recording = Recording(recorder, self._runtime)
         self._traffic = Traffic(runtime=self._runtime, store=self._store)
@@ -170,9 +181,8 @@ class Daemon:
             leaving.push_async_callback(asyncio.to_thread, self._recording.close)
             leaving.callback(self._journal.close)
             leaving.callback(self._save_bytes)
-            count = self._runtime.replay()
+            self._runtime.replay()
             self._access.refresh(self._machine.state)
-            log.fact("replayed", events=count, home=self._options.home)
             running = await leaving.enter_async_context(self._running())
             await leaving.enter_async_context(self._serving())
             join = await self._open_door()
@@ -188,6 +198,7 @@ class Daemon:
             running.cancel()
             await asyncio.wait((running,))
             self._sessions.end_all("the coordinator is stopping")
+            await self._runtime.finish_snapshots()
             log.fact("stopped", home=self._options.home)
 
     # --- coming and going ------------------------------------------------------------------------

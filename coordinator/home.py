@@ -2,6 +2,7 @@
 
 H/ca/                   authority, enrolment certificate, CURVE keys; whoever reads these owns the cluster
 H/journal.db H/blobs/   what must not be lost
+H/snapshots/            the state at some row of the journal, for a quick start; may be deleted
 H/admin/identity/       the local command line's identity
 H/bytes.json            bytes by plane since the home exists
 H/coordinator.json      pid, ports and boot id of the last start
@@ -51,6 +52,10 @@ class CoordinatorHome:
     @property
     def journal(self) -> Path:
         return self.folder / "journal.db"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
 
     @property
     def blobs(self) -> Path:

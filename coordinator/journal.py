@@ -38,8 +38,8 @@ class Journal(Protocol):
                 and nothing will be of any later one, for a later row must not outlive an earlier.
         """
 
-    def read_all(self) -> Iterator[str]:
-        """All durable rows, oldest first."""
+    def read_all(self, *, after: int = 0) -> Iterator[str]:
+        """All durable rows but the first `after`, oldest first."""
 
     def close(self) -> None:
         """Waits for the appends under way, then lets go of the file."""
@@ -62,8 +62,8 @@ class MemoryJournal:
         self.rows.extend(rows)
         await asyncio.sleep(0)
 
-    def read_all(self) -> Iterator[str]:
-        yield from tuple(self.rows)
+    def read_all(self, *, after: int = 0) -> Iterator[str]:
+        yield from tuple(self.rows[after:])
 
     def close(self) -> None:
         self._broken = self._broken or _closed("memory")
@@ -124,8 +124,9 @@ class SqliteJournal:
         self._waiting.put(request)
         await request.done
 
-    def read_all(self) -> Iterator[str]:
-        for (row,) in self._connection.execute("SELECT event FROM journal ORDER BY seq"):
+    def read_all(self, *, after: int = 0) -> Iterator[str]:
+        # Rows are only ever appended, so their numbers have no gaps.
+        for (row,) in self._connection.execute("SELECT event FROM journal WHERE seq > ? ORDER BY seq", (after,)):
             yield row
 
     def close(self) -> None:

@@ -30,11 +30,13 @@ from coordinator.core.machine import Machine
 from coordinator.core.state import State
 from coordinator.core.values import Failed
 from coordinator.journal import Journal
+from coordinator.snapshot import Mark
+from coordinator.snapshots import SnapshotTaker
 from coordinator.wire_events import decode_event, encode_event
 from potluck.clock import Clock
 from potluck.crashpoints import crash_here
 from potluck.errors import InvariantViolation, NotReachable, PotluckError, ResourceError
-from potluck.ids import RunId
+from potluck.ids import RunId, digest_bytes
 from potluck.telemetry import logger
 
 AFTER_JOURNAL = "coordinator.after-journal-before-reply"
@@ -77,7 +79,10 @@ class _Batch:
 
 
 class Runtime:
-    """Drives the machine. `deliver` hands a push to the session of its node, and must not block."""
+    """Drives the machine. `deliver` hands a push to the session of its node, and must not block.
+
+    With `snapshots` a start replays only the rows after the last one.
+    """
 
     def __init__(
         self,
@@ -87,12 +92,18 @@ class Runtime:
         clock: Clock,
         evaluate: PlanEvaluator,
         deliver: Callable[[Push], None],
+        snapshots: SnapshotTaker | None = None,
     ) -> None:
         self._machine = machine
         self._journal = journal
         self._clock = clock
         self._evaluate = evaluate
         self._deliver = deliver
+        self._snapshots = snapshots
+        self._num_rows = 0
+        self._last_row = ""
+        self._at_rest = True
+        """The durable state is what the journal's rows lead to: no batch is between handling and disk."""
         self._waiting: deque[_Submission | _Question] = deque()
         self._work = asyncio.Event()
         self._due: dict[RunId, None] = {}
@@ -146,15 +157,23 @@ class Runtime:
             return self._version
 
     def replay(self) -> int:
-        """Rebuilds the state from the journal; returns the number of events. Call it once, before `run`.
+        """Rebuilds the state; returns how many of the journal's rows it took. Call it once, before `run`.
 
         Raises:
             DataError: ``data.journal-row``.
         """
+        began_ms = self.now_ms()
+        found = self._snapshots.restore(self._journal) if self._snapshots is not None else None
+        if found is not None:
+            self._machine.adopt(found.durable)
+            self._num_rows = found.mark.rows
         count = 0
-        for row in self._journal.read_all():
+        for row in self._journal.read_all(after=self._num_rows):
             self._machine.handle(decode_event(row))
+            self._last_row = row
             count += 1
+        self._num_rows += count
+        log.fact("replayed", rows=count, snapshot=found.name if found else "none", ms=self.now_ms() - began_ms)
         return count
 
     async def run(self, boot_id: str) -> None:
@@ -176,6 +195,11 @@ class Runtime:
             ticker.cancel()
             await self._refuse_the_rest()
 
+    async def finish_snapshots(self) -> None:
+        """After `run` has ended: takes a last snapshot, so that the next start replays nothing."""
+        if self._snapshots is not None:
+            await self._snapshots.finish(self._machine.durable, self._mark() if self._at_rest else None)
+
     # --- one batch -----------------------------------------------------------------------------
 
     def _next_batch(self) -> _Batch:
@@ -185,6 +209,7 @@ class Runtime:
         return _Batch(items=items)
 
     async def _take(self, batch: _Batch) -> None:
+        self._at_rest = False
         try:
             self._handle_all(batch)
             if batch.rows:
@@ -192,6 +217,8 @@ class Runtime:
         except BaseException:
             self._waiting.extendleft(reversed(batch.items))
             raise
+        self._at_rest = True
+        self._note_rows(batch.rows)
         self._release(batch)
         if batch.changed:
             self._version += 1
@@ -257,6 +284,17 @@ class Runtime:
         except Exception as error:
             log.failure("plan-failed", error, run=run)
             return _failed(run, "bug.plan", f"the plan failed: {type(error).__name__}: {error}", now_ms)
+
+    def _note_rows(self, rows: list[str]) -> None:
+        if not rows:
+            return
+        self._num_rows += len(rows)
+        self._last_row = rows[-1]
+        if self._snapshots is not None and self._snapshots.is_due(self._num_rows):
+            self._snapshots.take(self._machine.durable, self._mark())
+
+    def _mark(self) -> Mark:
+        return Mark(rows=self._num_rows, last_row=digest_bytes(self._last_row.encode()))
 
     def _release(self, batch: _Batch) -> None:
         """The rows are on disk: answers and pushes may leave."""

@@ -113,6 +113,12 @@ class Machine:
             effects += refresh_serving(self.state)
         return effects
 
+    def adopt(self, durable: DurableState) -> None:
+        """Takes over the state that a snapshot holds, as if it had handled all that led to it."""
+        self.state.durable = durable
+        # Ephemeral state begins anew with the `CoordinatorResumed` that follows a replay.
+        self.state.ephemeral = EphemeralState(deadlines_ms=dict.fromkeys(durable.leases, 0))
+
     def results_of(self, run: RunId) -> RunResults:
         """What the run's plan may look at. A live view: read it now, do not keep it."""
         return RunResults(self.state.durable, run)

@@ -51,6 +51,19 @@ async def test_rows_come_back_in_the_order_of_their_appends(open_journal: OpenJo
 
 
 @in_loop
+async def test_rows_are_read_from_any_place_on(open_journal: OpenJournal) -> None:
+    journal = open_journal()
+    await journal.append(["one", "two", "three"])
+    assert [list(journal.read_all(after=number)) for number in (0, 2, 3, 9)] == [
+        ["one", "two", "three"],
+        ["three"],
+        [],
+        [],
+    ]
+    journal.close()
+
+
+@in_loop
 async def test_appends_made_at_the_same_time_all_become_durable_in_call_order(open_journal: OpenJournal) -> None:
     journal = open_journal()
     await asyncio.gather(*(journal.append([f"{i}-a", f"{i}-b"]) for i in range(50)))
