@@ -23,6 +23,7 @@ from potluck.specs.run import RunSpec
 from potluck.specs.sections import CommonSpec, EvalSpec, ModelShape, TextSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import ControlSpec, DenseSpec, ExpertSpec, RouterSpec, SearchSpec, SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
 TOKENS_PER_PARAMETER = 20.0
 SAFETY = 0.75
@@ -216,9 +217,20 @@ def cost_of(spec: SmallTalkSpec) -> Cost:
     )
 
 
-def commits_of(spec: SingleSpec | CrispSpec) -> Commits:
-    """Of the model that the run trains on full rows."""
+def commits_of(spec: SingleSpec | CrispSpec | SoupSpec) -> Commits:
+    """Of the model that the run trains on full rows; of a soup with its bank."""
     how = spec.training
+    if isinstance(spec, SoupSpec):
+        cost = spec.cost()
+        held = spec.full_model().num_parameters + cost.bank_parameters + cost.coefficient_parameters
+        steps = commit_interval(
+            num_parameters=held,
+            batch_size=how.batch_size,
+            targets_per_row=spec.text.sequence_length,
+            total_steps=how.steps,
+            bytes_per_token=spec.bytes_per_token,
+        )
+        return Commits(steps=steps, bytes=cost.checkpoint_bytes)
     return _commits(spec, spec.full_model(), batch_size=how.batch_size, total_steps=how.steps)
 
 
@@ -228,6 +240,8 @@ def training_bytes(spec: RunSpec) -> int:
         return cost_of(spec).expert_memory_bytes
     if isinstance(spec, ClusterSpec):
         return 0
+    if isinstance(spec, SoupSpec):
+        return spec.cost().memory_bytes
     batch = spec.training.batch_size
     return spec.memory_for(spec.full_model(), batch_size=batch, sequence=spec.text.sequence_length)
 

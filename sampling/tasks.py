@@ -19,6 +19,7 @@ from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels, join_labels
 from sampling.near_duplicates import fit_near_duplicates
 from sampling.partition_scores import score_distance, score_source
+from sampling.soup import fit_instantiate, fit_source_mixtures
 from sampling.targets import fit_target_histogram
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
@@ -79,6 +80,8 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "target_histogram"): fit_target_histogram,
     ("fit", "histogram"): fit_histogram,
     ("fit", "near_duplicates"): fit_near_duplicates,
+    ("fit", "source_mixtures"): fit_source_mixtures,
+    ("fit", "instantiate"): fit_instantiate,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,

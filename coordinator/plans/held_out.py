@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.core.values import Publication, TaskResult
+from coordinator.core.values import CommittedStep, Publication, TaskResult
 from coordinator.plans.base import Wishes
 from coordinator.plans.seeds import derive
 from coordinator.plans.text import Text
@@ -80,11 +81,20 @@ class Examiner:
             memory_bytes=self._memory_bytes(training),
         )
 
-    def probes(self, training: Training, slot: str, *, tokens: Digest | None = None) -> Probed:
+    def probes(
+        self,
+        training: Training,
+        slot: str,
+        *,
+        tokens: Digest | None = None,
+        model_of: Callable[[CommittedStep], Digest | None] | None = None,
+    ) -> Probed:
         """A checkpoint is published if it is finite and below ln V at first, and hardly worse than before later.
 
         Args:
             tokens: the manifest of other text than the run's own, where the model is for that.
+            model_of: the weights that are probed and published, where they are made of the commit's; None while they
+                are not there.
         """
         commits = self.wishes.results.commits(training.recipe.id)
         publication: Publication | None = None
@@ -95,7 +105,10 @@ class Examiner:
             if step is None:
                 is_complete = False
                 continue
-            weights = commits[step].weights
+            weights = commits[step].weights if model_of is None else model_of(commits[step])
+            if weights is None:
+                is_complete = False
+                continue
             probe = self._probe(training, weights, tokens or self.text.tokens, f"probe {training.label} at step {step}")
             is_complete = is_complete and probe is not None
             if probe is None or not is_complete:  # probes count in order, whichever result comes first

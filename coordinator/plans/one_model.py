@@ -16,10 +16,11 @@ from potluck.lm.optim.horizon import optimizer_facts
 from potluck.recipe import Origin, Schedule
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.single import SingleSpec
+from potluck.specs.soup import SoupSpec
 
 
 def model_training(
-    spec: SingleSpec | CrispSpec,
+    spec: SingleSpec | CrispSpec | SoupSpec,
     rule: Mapping[str, Json],
     *,
     label: str,
@@ -59,8 +60,20 @@ def model_training(
     )
 
 
-def serving_json(spec: SingleSpec | CrispSpec, text: Text, *, slot: str, partition: Digest = NO_DIGEST) -> str:
-    """A view without routers: its one slot answers everything."""
+def serving_json(
+    spec: SingleSpec | CrispSpec | SoupSpec,
+    text: Text,
+    *,
+    slot: str,
+    partition: Digest = NO_DIGEST,
+    soup: Mapping[str, Json] | None = None,
+) -> str:
+    """A view without routers: its one slot answers everything.
+
+    Args:
+        partition: places texts in domains, for counting.
+        soup: of what else answers, a model made on request.
+    """
     view: dict[str, Json] = {
         "method": spec.method,
         "route_by": "one",
@@ -70,11 +83,12 @@ def serving_json(spec: SingleSpec | CrispSpec, text: Text, *, slot: str, partiti
         "prefix_length": spec.text.prefix_length,
         "expert_model": to_mapping(spec.full_model()),
     }
-    return canonical_json(view | ({"partition": partition} if partition != NO_DIGEST else {}))
+    view |= {"partition": partition} if partition != NO_DIGEST else {}
+    return canonical_json(view | ({"soup": dict(soup)} if soup is not None else {}))
 
 
 def want_contest(
-    spec: SingleSpec | CrispSpec,
+    spec: SingleSpec | CrispSpec | SoupSpec,
     wishes: Wishes,
     tokens: Digest,
     split: str,
@@ -105,7 +119,7 @@ def want_contest(
     )
 
 
-def model_facts(spec: SingleSpec | CrispSpec, text: Text, training: Training) -> dict[str, Json]:
+def model_facts(spec: SingleSpec | CrispSpec | SoupSpec, text: Text, training: Training) -> dict[str, Json]:
     """What the model was trained on, for how much."""
     recipe = training.recipe
     steps = recipe.schedule.total_steps

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator.plans import cluster, crisp, single, smalltalk
+from coordinator.plans import cluster, crisp, single, smalltalk, soup
 from coordinator.plans.base import CorpusFacts, Results, Wanted
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import spec_from_json
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
 
 def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
@@ -30,5 +31,7 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
             return crisp.advance(spec, corpus, results)
         case ClusterSpec():
             return cluster.advance(spec, corpus, results)
+        case SoupSpec():
+            return soup.advance(spec, corpus, results)
         case _:
             assert_never(spec)

@@ -12,6 +12,8 @@ from potluck.ids import canonical_json
 from potluck.lm.config import ModelConfig
 from potluck.lm.flops import train_flops
 from potluck.lm.optim.horizon import resolve_optimizer
+from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_memory import SoupCost
 from potluck.recipe import Origin, Recipe, Schedule, Segment, commit_interval
 from potluck.specs.sections import CommonSpec
 
@@ -52,10 +54,18 @@ class Training:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """What a soup has beside its model."""
+
+    config: SoupConfig
+    cost: SoupCost
+
+
 def make_training(
     spec: CommonSpec,
     *,
-    role: Literal["router", "expert", "dense", "random_split"],
+    role: Literal["router", "expert", "dense", "random_split", "soup"],
     index: int,
     model: ModelConfig,
     schedule: Schedule,
@@ -67,14 +77,17 @@ def make_training(
     label: str,
     rank: int,
     origin: Origin | None = None,
+    bank: Bank | None = None,
 ) -> Training:
     """The lineage of a model under the run's optimizer and profile.
 
     Args:
         inputs: tokens of a row that are charged, S of a full row and M of a prefix.
         columns: tokens of a row that are read; all but the first are targets.
+        bank: makes it a soup.
     """
     profile = spec.profile_for(model, batch_size=batch_size, sequence=inputs)
+    held = bank.cost.bank_parameters + bank.cost.coefficient_parameters if bank is not None else 0
     recipe = Recipe(
         role=role,
         index=index,
@@ -86,7 +99,7 @@ def make_training(
         init_seed=init_seed,
         data_rule=rule,
         commit_every=commit_interval(
-            num_parameters=model.num_parameters,
+            num_parameters=model.num_parameters + held,
             batch_size=batch_size,
             targets_per_row=columns - 1,
             total_steps=schedule.total_steps,
@@ -94,11 +107,14 @@ def make_training(
         ),
         profile=profile,
         origin=origin,
+        soup=bank.config if bank is not None else None,
     )
+    flops = batch_size * train_flops(model, inputs)
+    memory = spec.memory_for(model, batch_size=batch_size, sequence=inputs) if bank is None else bank.cost.memory_bytes
     return Training(
         recipe=recipe,
-        flops_per_step=batch_size * train_flops(model, inputs),
-        memory_bytes=spec.memory_for(model, batch_size=batch_size, sequence=inputs),
+        flops_per_step=flops if bank is None else flops + bank.cost.flops,
+        memory_bytes=memory,
         label=label,
         rank=rank,
         profile_json=canonical_json(to_mapping(profile)),

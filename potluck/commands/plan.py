@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
 MAX_MINUTES = 7 * 24 * 60
 
@@ -167,7 +169,7 @@ def _show(spec: SmallTalkSpec, cost: Cost, text: Mapping[str, Any], output: Outp
     output.line(f"memory: about {memory} a node while it trains, of which {human_bytes(WORKER_BYTES)} are the program")
 
 
-def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: Output) -> None:
+def _show_single(spec: SingleSpec | CrispSpec | SoupSpec, text: Mapping[str, Any], output: Output) -> None:
     how, length = spec.training, spec.text.sequence_length
     parameters, tokens = spec.full_model().num_parameters, how.steps * how.batch_size * length
     flops = how.steps * how.batch_size * train_flops(spec.full_model(), length)
@@ -184,6 +186,7 @@ def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: 
             "memory_bytes": memory,
             "train_tokens": int(text["train_tokens"]),
             "epochs": epochs,
+            **({"bank": asdict(spec.cost())} if isinstance(spec, SoupSpec) else {}),
         }
     )
     output.table(
@@ -199,8 +202,21 @@ def _show_single(spec: SingleSpec | CrispSpec, text: Mapping[str, Any], output: 
             ]
         ],
     )
+    if isinstance(spec, SoupSpec):
+        output.line(_bank_line(spec))
     output.line(_commits_line(commits, how.steps, "of the model"))
     output.line(f"memory: about {human_bytes(memory)} a node while it trains")
+
+
+def _bank_line(spec: SoupSpec) -> str:
+    cost, experts = spec.cost(), spec.bank.experts
+    kind = f"of rank {spec.bank.rank}" if spec.bank.rank else "as large as the model"
+    moved, size = human_bytes(cost.traffic_bytes), human_count(cost.bank_parameters)
+    share = cost.flops / (spec.training.batch_size * train_flops(spec.full_model(), spec.text.sequence_length))
+    return (
+        f"bank: {experts} experts {kind}, {size} parameters; a step moves {moved} of memory and\n"
+        f"takes {share:.1%} more FLOPs for it"
+    )
 
 
 def _commits_line(commits: Commits, total_steps: int, whose: str) -> str:

@@ -23,6 +23,8 @@ class SoupCost:
     """Read and written in a step for the bank's sake: combining, its gradients, its optimizer."""
     checkpoint_bytes: int
     """Weights and optimizer state of a commit."""
+    flops: float
+    """Of a step, for the bank's sake: its models, its gradients, those of the coefficients."""
 
 
 def soup_cost(
@@ -54,6 +56,7 @@ def soup_cost(
         memory_bytes=int(one + held + models),
         traffic_bytes=FLOAT_BYTES * moved,
         checkpoint_bytes=int((model.num_parameters + bank + phi) * FLOAT_BYTES * (1 + state)),
+        flops=3.0 * 2 * per_step * soup.experts * model.num_parameters,
     )
 
 

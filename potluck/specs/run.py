@@ -19,14 +19,16 @@ from potluck.specs.crisp import CrispSpec
 from potluck.specs.sections import require
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
-RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec
-SpecClass = type[SmallTalkSpec] | type[SingleSpec] | type[CrispSpec] | type[ClusterSpec]
+RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec
+SpecClass = type[SmallTalkSpec] | type[SingleSpec] | type[CrispSpec] | type[ClusterSpec] | type[SoupSpec]
 METHODS: Mapping[str, SpecClass] = {
     "smalltalk": SmallTalkSpec,
     "single": SingleSpec,
     "crisp": CrispSpec,
     "cluster": ClusterSpec,
+    "soup": SoupSpec,
 }
 DEFAULT_METHOD = "smalltalk"
 UNKNOWN_DIGEST = Digest("0" * 64)

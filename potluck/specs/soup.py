@@ -1,0 +1,113 @@
+"""The spec of a soup: one training from which any specialist is made on request (Soup-of-Experts, 2502.01804)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_memory import SoupCost, soup_cost
+from potluck.recipe import require_shares
+from potluck.specs.partition import PartitionSpec
+from potluck.specs.sections import CommonSpec, ModelShape, require
+from potluck.specs.single import TrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSpec:
+    """The bank, its coefficients, and the mixtures that it is trained over."""
+
+    experts: int = 16
+    rank: int = 0
+    """0: experts as large as the model; else each of their matrices is a product of two of this rank."""
+    coefficients: Literal["mlp", "linear"] = "mlp"
+    hidden: int = 128
+    """Width of the MLP."""
+    mixtures_per_step: int = 4
+    support: int = 4
+    """Domains that a mixture has weight on."""
+    natural_share: float = 0.0
+    """Chance of a mixture to be the corpus' own proportions."""
+    expert_rate: float = 1.0
+    """Learning rate of the experts, as a multiple of the shared model's."""
+    coefficient_rate: float = 1.0
+    """Learning rate of the coefficients' network, as a multiple of the schedule's."""
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "hidden", "mixtures_per_step", "support"):
+            require(getattr(self, name) >= 1, f"bank.{name}", getattr(self, name), "1 or more")
+        require(self.rank >= 0, "bank.rank", self.rank, "0 (as large as the model) or more")
+        require(0 <= self.natural_share <= 1, "bank.natural_share", self.natural_share, "[0, 1]")
+        for name in ("expert_rate", "coefficient_rate"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"bank.{name}", value, "0 or more, finite")
+
+    def config(self, domains: int, *, coefficients: Literal["mlp", "linear", "constant", ""] = "") -> SoupConfig:
+        """The shape over so many domains; with other coefficients, the control's."""
+        return SoupConfig(
+            domains=domains,
+            experts=self.experts,
+            rank=self.rank,
+            coefficients=coefficients or self.coefficients,
+            hidden=self.hidden,
+            expert_rate=self.expert_rate,
+            coefficient_rate=self.coefficient_rate,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupControls:
+    """What a soup is compared with, each a lineage of equal tokens."""
+
+    generic: bool = True
+    """A plain model on the corpus as it lies."""
+    constant: bool = True
+    """A soup whose coefficients do not see the mixture: as large, and it cannot specialise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupSpec(CommonSpec):
+    method: Literal["soup"]
+    model: ModelShape = field(default_factory=lambda: ModelShape(preset="0.08M"))
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    partition: PartitionSpec = field(default_factory=lambda: PartitionSpec(by="source"))
+    bank: BankSpec = field(default_factory=BankSpec)
+    controls: SoupControls = field(default_factory=SoupControls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        by = self.partition.by
+        require(by != "none", "partition.by", by, "source, clusters")
+        batch, per_step = self.training.batch_size, self.bank.mixtures_per_step
+        require(batch % per_step == 0, "training.batch_size", batch, f"a multiple of {per_step} mixtures a step")
+        require(self.profile.processes == 1, "profile.processes", self.profile.processes, "1; nodes share a soup")
+        require_shares(batch // per_step, self.profile)
+        require(not self.memory_mib, "memory_mib", self.memory_mib, "0; set profile.micro_batch")
+
+    def resolved(self) -> SoupSpec:
+        """Presets become numbers."""
+        return replace(self, model=self.model.resolved("model"))
+
+    def full_model(self) -> ModelConfig:
+        return self.model.config(
+            vocab=self.text.vocab_size, context=self.text.sequence_length + 1, attention=self.text.attention
+        )
+
+    def cost(self, domains: int = 0) -> SoupCost:
+        """What the bank takes on a node; domains that are not known yet are taken for a few: phi is small."""
+        return soup_cost(
+            self.full_model(),
+            self.bank.config(domains or self._domains),
+            per_step=self.bank.mixtures_per_step,
+            batch_size=self.training.batch_size,
+            sequence=self.text.sequence_length,
+            profile=self.profile,
+            optimizer=self.optimizer,
+        )
+
+    @property
+    def _domains(self) -> int:
+        how = self.partition
+        return 1 if how.by == "source" else how.k or how.branch**how.depth
