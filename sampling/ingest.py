@@ -21,7 +21,8 @@ import numpy as np
 
 from potluck.errors import CorpusError, UsageError
 from potluck.ids import Digest, Json, canonical_json, digest_file
-from sampling.records import Record, list_files, read_records
+from sampling.records import Record, read_records
+from sampling.records_folders import list_files
 from sampling.sections import SECTION_BYTES, cut, cut_examples
 from sampling.shards import ShardWriter
 from sampling.splits import (
@@ -38,6 +39,8 @@ from sampling.taskio import Progress
 
 SHARD_TARGET_BYTES = 15 * 1024 * 1024
 """Shards are filled evenly to about this; the rest is slack for the estimate."""
+OTHER_SPLITS = {"test", "validation", "valid", "dev"}
+"""Beside `train`, names of sources that are splits of a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,7 @@ def ingest(
     """Reads a folder or file of text and writes shards and manifest into `out`.
 
     Args:
-        data: a .jsonl file, a text file, or a folder of either (see `sampling.records`).
+        data: a file of plain text, JSON lines or a table, or a folder of such (see `sampling.records`).
         out: created if need be; shards of an earlier call there are replaced.
         seed: of the splits and of the spread over shards.
         sharing: how much is held out; `OF_A_TARGET` for a few examples.
@@ -109,15 +112,22 @@ def ingest(
 
     Raises:
         CorpusError: ``corpus.missing``, ``corpus.empty``, ``corpus.not-utf8``, ``corpus.not-json``,
-            ``corpus.no-text-field``, ``corpus.too-small``, ``corpus.too-few-examples``, ``corpus.changed``.
+            ``corpus.no-text-field``, ``corpus.damaged``, ``corpus.wrong-ending``, ``corpus.too-long``,
+            ``corpus.too-small``, ``corpus.too-few-examples``, ``corpus.changed``.
+        ResourceError: ``resource.missing-package``.
         UsageError: ``usage.out-inside-data``.
     """
     files, passed_over = list_files(data)
     _refuse_inside(out, data)
     index = _Index()
     total = sum(path.stat().st_size for path in files) or 1
-    seen = 0
-    for record in read_records(data, files):
+    seen = blank = 0
+
+    def count_blank() -> None:
+        nonlocal blank
+        blank += 1
+
+    for record in read_records(data, files, on_blank=count_blank):
         index.add(record)
         seen += index.text_bytes[-1]
         if len(index.text_bytes) % 1000 == 0:
@@ -125,6 +135,8 @@ def ingest(
     layout = _lay_out(index, data, seed, sharing)
     if passed_over:
         layout.notes.append(f"passed over {len(passed_over)} files that are not text, {passed_over[0].name} first")
+    if blank:
+        layout.notes.append(f"left out {blank:,} records with no text in them")
     writer = _Writer(out, layout, seed, sharing)
     number = 0
     for number, record in enumerate(read_records(data, files), 1):
@@ -180,6 +192,8 @@ def _lay_out(index: _Index, data: Path, seed: int, sharing: Sharing) -> _Layout:
     for (source, group), number in index.groups.items():
         if group_bytes[number]:
             by_source.setdefault(source, []).append((group, number))
+    if "train" in by_source and by_source.keys() & OTHER_SPLITS:
+        layout.notes.append("splits of a data set are read together and drawn anew: leave out what must stay unseen")
     for source, groups in sorted(by_source.items()):
         _split_source(layout, source, groups, group_bytes, (group_of, sizes), seed, sharing)
     lines = np.frombuffer(index.line_bytes, dtype=np.int64) * keep

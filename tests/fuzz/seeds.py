@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import struct
@@ -190,6 +191,43 @@ def array_file() -> bytes:
     return file.getvalue()
 
 
+def parquet_file() -> bytes:
+    """Three rows in two row groups, columns of several types."""
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(_table(), file, row_group_size=2)
+    return file.getvalue()
+
+
+def arrow_file() -> bytes:
+    """The same rows as a stream of two batches."""
+    import pyarrow as pa
+
+    file, table = io.BytesIO(), _table()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return file.getvalue()
+
+
+def _table() -> Any:
+    import pyarrow as pa
+
+    text = pa.array(["one text", None, "zwölf Boxkämpfer"])
+    return pa.table({"text": text, "id": [1, 2, 3], "source": pa.array(["a", "b", "a"]).dictionary_encode()})
+
+
+def json_lines() -> bytes:
+    return b'{"text": "one text", "id": 1}\n{"text": "another", "source": "a"}\n'
+
+
+def zstd_file() -> bytes:
+    """Two frames."""
+    import zstandard
+
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in (json_lines(), json_lines()))
+
+
 def data_messages() -> list[bytes]:
     """Frames of the data plane, a byte that msgpack never uses between header and payload."""
     chunk = wire.Chunk(transfer=1, offset=0, size=9, sha256=bytes(32), payload=b"payload")
@@ -215,6 +253,10 @@ _FILES: Mapping[str, Callable[[], bytes]] = {
     "lsi-encoder": encoder_file,
     "tree": tree_file,
     "array": array_file,
+    "parquet": parquet_file,
+    "arrow": arrow_file,
+    "gzip": lambda: gzip.compress(json_lines(), mtime=0),
+    "zstd": zstd_file,
     "worker-frame": lambda: b"\x82\xa4type\xa5ready\xa5fence\x00",
     "commit": lambda: node_pb2.CommitRequest(
         lineage=D[0], end_step=3, child=D[1], weights=D[2], optimizer=D[3]

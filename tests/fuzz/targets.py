@@ -33,6 +33,8 @@ from potluck.v1 import node_pb2
 from router.view import View
 from sampling.embed_sentence import read_encoder_manifest, unpack_encoder_folder
 from sampling.partition import read_partition
+from sampling.records import read_records
+from sampling.records_folders import list_files
 
 Target = Callable[[bytes], None]
 STABLE_ID = re.compile(r"[a-z]+(\.[a-z0-9]+(-[a-z0-9]+)*)+")
@@ -113,6 +115,18 @@ def _frame(data: bytes) -> None:
         assert isinstance(frames.decode(data), dict)
     except ValueError:
         pass
+
+
+def _text_file(suffix: str) -> Target:
+    """What a person gives as text is read to its end, as `ingest` reads it."""
+
+    def read(path: Path) -> None:
+        named = path.rename(path.with_suffix(suffix))
+        files, _ = list_files(named)
+        for record in read_records(named, files):
+            assert record.text.strip()
+
+    return _with_file(read)
 
 
 def _tokens(path: Path) -> None:
@@ -206,6 +220,10 @@ BINARIES: Mapping[str, Target] = {
     "lsi-encoder": _with_file(_lsi),
     "tree": _with_file(_tree),
     "array": _with_file(_array),
+    "parquet": _text_file(".parquet"),
+    "arrow": _text_file(".arrow"),
+    "gzip": _text_file(".jsonl.gz"),
+    "zstd": _text_file(".jsonl.zst"),
 }
 
 MESSAGES: Mapping[str, Target] = {
