@@ -158,7 +158,8 @@ def render(info: admin_pb2.RunInfo, tracker: Tracker, now_s: float) -> Renderabl
         bar = Text("━" * filled, style="green") + Text("─" * (24 - filled), style="dim")
         lineages.add_row(line.label, bar, f"{step}/{line.total_steps}", f"{line.loss:.3f}" if line.loss else "")
     head = Text(run_line(info, tracker.seconds_left(info, now_s)), style="bold", no_wrap=True, overflow="ellipsis")
-    return Group(head, Text(), nodes, Text(), lineages)
+    waits = [Text(f"waits for {wait}", no_wrap=True, overflow="ellipsis") for wait in info.waits]
+    return Group(head, *waits, Text(), nodes, Text(), lineages)
 
 
 Show = Callable[["admin_pb2.RunInfo", float], None]
@@ -183,7 +184,7 @@ def _live(console: Console) -> Iterator[Callable[[RenderableType], None]]:
 
 
 def _line_printer(output: Output, tracker: Tracker) -> Show:
-    """A line when the stage changes, and now and then in between."""
+    """A line when the stage changes, and now and then in between; what it waits for in the latter."""
     said = ("", -LINE_EVERY_S)
 
     def show(info: admin_pb2.RunInfo, now_s: float) -> None:
@@ -193,5 +194,7 @@ def _line_printer(output: Output, tracker: Tracker) -> Show:
             said = (info.stage, now_s)
             if not output.as_json:
                 output.note(run_line(info, tracker.seconds_left(info, now_s)))
+                for wait in info.waits if info.stage == stage else ():
+                    output.note(f"  waits for {wait}")
 
     return show

@@ -8,7 +8,6 @@ from typing import assert_never
 
 from coordinator.core.events import HeartbeatReceived
 from coordinator.core.invariants import check_chain
-from coordinator.core.policy import waiting
 from coordinator.core.state import (
     Cancelled,
     CommitRecord,
@@ -21,6 +20,7 @@ from coordinator.core.state import (
     TrainLease,
 )
 from coordinator.core.values import Failed, Finished, LineageWanted, Publication, Running
+from coordinator.core.waits import waits_of
 from potluck.ids import NO_DIGEST, Digest, Fence, Json, LineageId, NodeId, RunId, canonical_json, short
 
 MAX_RESULTS_JSON = 256 * 1024
@@ -105,6 +105,8 @@ class RunInfo:
     created_unix_ms: int
     paused: bool
     priority: int
+    waits: tuple[str, ...]
+    """What it waits for, in words, the most general first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ def run_info(state: State, run_id: RunId) -> RunInfo:
         state=_status_name(run.status),
         reason=run.status.message if isinstance(run.status, Failed) else "",
         error_id=run.status.error_id if isinstance(run.status, Failed) else "",
-        stage=_stage(state, run),
+        stage=run.stage,
         fraction=_fraction(state, run),
         lineages=tuple(_lineage_infos(state, run)),
         tasks_open=len(run.open_tasks),
@@ -184,6 +186,7 @@ def run_info(state: State, run_id: RunId) -> RunInfo:
         created_unix_ms=run.created_unix_ms,
         paused=run.paused and isinstance(run.status, Running),
         priority=run.priority,
+        waits=waits_of(state, run),
     )
 
 
@@ -270,22 +273,6 @@ def _status_name(status: RunStatus) -> str:
             return "cancelled"
         case _:
             assert_never(status)
-
-
-def _stage(state: State, run: Run) -> str:
-    """What the plan says, and what waits for a larger machine."""
-    free = [facts.free_memory_bytes for node, facts in state.durable.nodes.items() if node in state.ephemeral.sessions]
-    if not isinstance(run.status, Running):
-        return run.stage
-    if run.paused:
-        return f"paused; {run.stage}" if run.stage else "paused"
-    if not free:
-        return f"{run.stage}; no node is connected" if run.stage else "no node is connected"
-    for work in waiting(state.durable, run):
-        if work.wanted.memory_bytes > max(free):
-            need, most = work.wanted.memory_bytes / 2**20, max(free) / 2**20
-            return f"{run.stage}; {work.wanted.label} needs {need:.0f} MiB, no node has more than {most:.0f} MiB free"
-    return run.stage
 
 
 def _fraction(state: State, run: Run) -> float:

@@ -142,6 +142,9 @@ def _list(args: argparse.Namespace, output: Output) -> int:
         output.line("no runs yet")
         output.next_step(f"potluck run start SPEC.toml{home_option(home)}")
         return 0
-    rows = [[short(info.run), info.name, info.state, info.stage, f"{info.fraction:.0%}"] for info in runs]
+    rows = [
+        [short(info.run), info.name, "paused" if info.paused else info.state, info.stage, f"{info.fraction:.0%}"]
+        for info in runs
+    ]
     output.table(["run", "name", "state", "stage", "done"], rows, left=4)
     return 0

@@ -173,6 +173,8 @@ def run_summary(info: admin_pb2.RunInfo) -> dict[str, Any]:
         "state": info.state,
         "reason": info.reason,
         "stage": info.stage,
+        "paused": info.paused,
+        "waits": list(info.waits),
         "fraction": info.fraction,
         "report": info.report,
         "tasks": {"open": info.tasks_open, "done": info.tasks_done},
@@ -204,6 +206,8 @@ def show_run(info: admin_pb2.RunInfo, output: Output) -> None:
     reason = f": {info.reason}" if info.reason else ""
     output.line(f"run {short(info.run)} ({info.name}) {info.state}{reason}")
     output.line(f"stage: {info.stage}, {info.fraction:.0%} of the planned work")
+    for wait in info.waits:
+        output.line(f"waits for {wait}")
     output.line(f"tasks: {info.tasks_done} done, {info.tasks_open} open")
     rows = [
         [

@@ -125,6 +125,7 @@ class RunInfo(google.protobuf.message.Message):
     CREATED_UNIX_MS_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    WAITS_FIELD_NUMBER: builtins.int
     run: builtins.str
     name: builtins.str
     state: builtins.str
@@ -153,6 +154,10 @@ class RunInfo(google.protobuf.message.Message):
     def published(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PublishedSlot]: ...
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
+    @property
+    def waits(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """for people: what it waits for, the most general first"""
+
     def __init__(
         self,
         *,
@@ -173,8 +178,9 @@ class RunInfo(google.protobuf.message.Message):
         created_unix_ms: builtins.int = ...,
         paused: builtins.bool = ...,
         priority: builtins.int = ...,
+        waits: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["created_unix_ms", b"created_unix_ms", "fraction", b"fraction", "lineages", b"lineages", "name", b"name", "nodes", b"nodes", "paused", b"paused", "priority", b"priority", "published", b"published", "reason", b"reason", "report", b"report", "results_json", b"results_json", "run", b"run", "spec_json", b"spec_json", "stage", b"stage", "state", b"state", "tasks_done", b"tasks_done", "tasks_open", b"tasks_open"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_unix_ms", b"created_unix_ms", "fraction", b"fraction", "lineages", b"lineages", "name", b"name", "nodes", b"nodes", "paused", b"paused", "priority", b"priority", "published", b"published", "reason", b"reason", "report", b"report", "results_json", b"results_json", "run", b"run", "spec_json", b"spec_json", "stage", b"stage", "state", b"state", "tasks_done", b"tasks_done", "tasks_open", b"tasks_open", "waits", b"waits"]) -> None: ...
 
 Global___RunInfo: typing_extensions.TypeAlias = RunInfo
 

@@ -72,7 +72,8 @@ def test_a_paused_run_says_so_and_its_nodes_are_woken_when_it_goes_on(bench: Ben
     bench.tick(4_000)
     assert not [effect for effect in bench.effects if isinstance(effect, Wake)]
     info = run_info(bench.machine.state, RUN)
-    assert (info.state, info.paused, info.stage) == ("running", True, "paused; testing")
+    assert (info.state, info.paused, info.stage) == ("running", True, "testing")
+    assert info.waits == ("`run resume`: it is paused",)
     say(bench, RunResumed, run=RUN)
     assert Wake(node=A) in bench.effects
 

@@ -176,8 +176,8 @@ def test_work_goes_only_to_a_node_whose_memory_fits_it_and_the_run_says_so(queue
     answer = queue.ask("a", free=1 << 30)
     assert isinstance(answer, NothingToDo)
     assert "large needs 3221225472 bytes" in answer.reason
-    stage = run_info(queue.machine.state, RUN).stage
-    assert stage == "testing; large needs 3072 MiB, no node has more than 1024 MiB free"
+    (wait,) = run_info(queue.machine.state, RUN).waits
+    assert wait == "3.2 GB of memory for large: no node has more than 1.1 GB free"
     assert label(queue.ask("b", free=4 << 30)) == "large"
 
 
