@@ -1,8 +1,8 @@
 """Making room in the blob store: what nothing needs any more goes, oldest first, and only when room is short.
 
 What is kept: everything the core pins (heads, their parents, published weights, inputs and results of work
-that is wanted), what serving views, mixtures and the corpora of unfinished runs name, and all that a kept manifest
-lists. A blob younger than an hour is kept too: its commit may be on the way.
+that is wanted), what recipes, segments, serving views, mixtures and the corpora of unfinished runs name, and all that a
+kept manifest lists. A blob younger than an hour is kept too: its commit may be on the way.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ def hold(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
 def roots_of(state: State) -> frozenset[Digest]:
     """What the state needs, by name; manifests are not opened."""
     roots = set(queries.pinned_digests(state))
+    for lineage in state.durable.lineages.values():
+        # A fork starts from a commit of another lineage, whose head may be far beyond it by now.
+        roots.update(Digest(found) for found in _DIGESTS.findall(lineage.wanted.recipe_json))
+        roots.update(Digest(found) for text in lineage.wanted.segments_json for found in _DIGESTS.findall(text))
     for run in state.durable.runs.values():
         roots.update(Digest(found) for found in _DIGESTS.findall(run.serving_json))
         roots.update(entry.mixture for entry in run.entries)

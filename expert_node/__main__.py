@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from expert_node.cache import DEFAULT_LIMIT_BYTES
 from expert_node.daemon import Node
 from potluck.crashpoints import crash_here
-from potluck.errors import InvariantViolation, JoinError, PotluckError, ResourceError
+from potluck.errors import InvariantViolation, JoinError, PotluckError, ResourceError, UsageError
 from potluck.metrics_sinks import Recorder, open_recorder
 from potluck.net.blobs.store import disk_errors
 from potluck.net.identity import Identity
@@ -35,16 +36,20 @@ def main() -> int:
     parser.add_argument("--join", default="", metavar="STRING", help="join string; needed the first time only")
     parser.add_argument("--name", default=platform.node() or "node", help="name to be shown under")
     parser.add_argument("--hostname", default="", help="how this machine is called; its nodes do not double each other")
+    cache = "most bytes of fetched blobs to keep between two leases"
+    parser.add_argument("--cache-bytes", type=int, default=DEFAULT_LIMIT_BYTES, metavar="N", help=cache)
     parser.add_argument("--metrics", type=Path, default=None, metavar="DIR", help="write what training measures here")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     arguments = parser.parse_args()
     try:
+        if arguments.cache_bytes < 1:
+            raise UsageError("usage.bad-quota", f"--cache-bytes {arguments.cache_bytes}", "give 1 or more")
         with disk_errors(arguments.home):
             lock = lock_home(arguments.home)
             recorder = open_recorder(arguments.metrics, tensorboard=arguments.tensorboard)
             identity = identity_of(arguments.home, arguments.join, arguments.name)
             with lock:
-                asyncio.run(serve(arguments.home, identity, recorder, arguments.hostname))
+                asyncio.run(serve(identity, recorder, arguments))
     except PotluckError as error:
         log.fact("node-ends", error_id=error.error_id)
         sys.stderr.write(f"{error}\n")
@@ -55,9 +60,16 @@ def main() -> int:
     return 0
 
 
-async def serve(home: Path, identity: Identity, recorder: Recorder | None, hostname: str) -> None:
+async def serve(identity: Identity, recorder: Recorder | None, arguments: argparse.Namespace) -> None:
     """Runs the node; the first SIGTERM or SIGINT stops it in good order, the second at once."""
-    node = Node(home, identity, boot_id=os.urandom(8).hex(), recorder=recorder, hostname=hostname)
+    node = Node(
+        arguments.home,
+        identity,
+        boot_id=os.urandom(8).hex(),
+        recorder=recorder,
+        hostname=arguments.hostname,
+        cache_bytes=arguments.cache_bytes,
+    )
     loop = asyncio.get_running_loop()
     asked: list[int] = []
 

@@ -14,7 +14,7 @@ from expert_node import effects as do
 from expert_node import events as on
 from expert_node.attach import Attachments, serving_message
 from expert_node.backoff import Backoff
-from expert_node.cache import Cache
+from expert_node.cache import DEFAULT_LIMIT_BYTES, Cache
 from expert_node.child import GroupNote
 from expert_node.coordinator_calls import CoordinatorCalls
 from expert_node.fetch import fetch_inputs
@@ -55,16 +55,24 @@ class Node:
         boot_id: new at each process start.
         recorder: gets what training measures; the node closes it.
         hostname: of the machine, if not what the system calls it.
+        cache_bytes: most bytes of blobs that stay when it asks for work.
     """
 
     def __init__(
-        self, home: Path, identity: Identity, *, boot_id: str, recorder: Recorder | None = None, hostname: str = ""
+        self,
+        home: Path,
+        identity: Identity,
+        *,
+        boot_id: str,
+        recorder: Recorder | None = None,
+        hostname: str = "",
+        cache_bytes: int = DEFAULT_LIMIT_BYTES,
     ) -> None:
         self.identity = identity
         self.welcomed = asyncio.Event()
         self._outbox = Outbox(home / "outbox")
         self._machine = Machine(first_request_id=next_epoch(home / "outbox"), outbox=self._outbox.entries())
-        self._cache = Cache(home / "blobs", identity)
+        self._cache = Cache(home / "blobs", identity, limit_bytes=cache_bytes)
         self._room = Room(home)
         notes = GroupNote(home / "work" / "worker.json")
         for pid in notes.kill_stale():

@@ -25,6 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_coordinator(parser)
     parser.add_argument("--name", default="", help="how others see this node (default: the host name)")
     parser.add_argument("--hostname", default="", help="how this machine is called (default: what the system says)")
+    cache = "most bytes of fetched blobs to keep between two leases (default: 32 GiB)"
+    parser.add_argument("--cache-bytes", type=int, default=None, metavar="N", help=cache)
     parser.add_argument("--detach", action="store_true", help="go on in the background; stop with `potluck down`")
     add_metrics(parser, "this node's training")
 
@@ -32,6 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     output, home = Output(as_json=args.json), open_home(args.home)
     arguments = [*_named("--name", args.name), *_named("--hostname", args.hostname), *metrics_arguments(args)]
+    if args.cache_bytes is not None:
+        arguments += ["--cache-bytes", str(args.cache_bytes)]
     doubts = _doubts(checks_before_joining(home), output)
     node = start_member(
         "expert_node",

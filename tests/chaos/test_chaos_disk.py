@@ -46,7 +46,8 @@ def test_a_run_that_the_quota_stopped_goes_on_when_it_is_started_again_with_a_la
         run = begin(cluster, job)
         info = cluster.wait_ended(run)
         assert info.state == "failed"
-        assert "--quota-bytes" in info.reason or "bytes are taken" in info.reason
+        assert info.reason.startswith("[resource.quota] ")
+        assert "bytes are taken" in info.reason
         assert coordinator.stop() == 0
         cluster.start_coordinator()
         assert cluster.start_run(job.spec) == run
@@ -75,6 +76,22 @@ def test_a_node_without_room_asks_for_no_work_until_there_is_some_and_metrics_wi
         assert "room-again" in node.log.read_text()
         assert "metrics-stopped" in coordinator.log.read_text()
         assert "Traceback" not in cluster.tails()
+
+
+def test_a_node_whose_cache_may_keep_next_to_nothing_fetches_again_and_changes_nothing(
+    job: Job, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start_coordinator()
+        node = cluster.start_node("a", "--cache-bytes", "1")
+        assert outcome(cluster, begin(cluster, job)) == undisturbed
+        assert "cache-trimmed" in node.log.read_text()
+        assert "lease-returned" not in node.log.read_text()
+
+
+def test_a_cache_of_no_bytes_is_refused(tmp_path: Path) -> None:
+    said = refused("expert_node", "--home", str(tmp_path), "--cache-bytes", "0")
+    assert said.says("usage.bad-quota")
 
 
 def test_a_node_that_starts_on_a_full_disk_says_so(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
-from coordinator.collector import Collector, closure, hold
+from coordinator.collector import Collector, closure, hold, roots_of
 from coordinator.core.events import LeaseRequested, PlanAdvanced, RunSubmitted, TaskCompleted
 from coordinator.core.machine import Machine
 from coordinator.core.values import Running, TaskWanted
@@ -18,6 +19,7 @@ from coordinator.runtime import Runtime
 from potluck.clock import ManualClock
 from potluck.ids import Digest, Fence, NodeId, RunId, task_id
 from potluck.net.blobs.store import BlobStore
+from tests.unit.test_core_leases import Bench, lineage
 
 NODE = NodeId("n1")
 
@@ -83,6 +85,15 @@ def test_only_what_nothing_needs_and_nobody_just_brought_goes(tmp_path: Path) ->
         assert all(store.has(digest) for digest in (shard, row, corpus, tokens, fresh))
 
     asyncio.run(scenario())
+
+
+def test_what_a_fork_starts_from_is_kept_however_far_its_lineage_has_gone_on() -> None:
+    bench = Bench()
+    origin = {"weights": "a" * 64, "optimizer": "b" * 64, "step": 2}
+    segment = {"tokens": "c" * 64, "labels": "d" * 64, "mixture": "e" * 64}
+    fork = replace(lineage("fork"), recipe_json=json.dumps({"origin": origin}), segments_json=(json.dumps(segment),))
+    bench.plan(lineage("trunk"), fork)
+    assert {Digest(letter * 64) for letter in "abcde"} <= roots_of(bench.machine.state)
 
 
 def test_collection_stops_when_there_is_room_and_takes_the_oldest_first(tmp_path: Path) -> None:
