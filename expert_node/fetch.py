@@ -12,7 +12,7 @@ from potluck.errors import DataError
 from potluck.ids import NO_DIGEST, Digest, is_digest
 from potluck.jsontext import read_json
 from potluck.net.counters import Plane
-from potluck.recipe import Assigned, Clustered
+from potluck.recipe import Assigned, Clustered, Mixtures
 
 MANIFEST_SUFFIX = "_manifest"
 MAX_PARALLEL = 4
@@ -44,7 +44,7 @@ async def fetch_inputs(lease: Lease, source: Source) -> dict[Digest, Path]:
     if isinstance(lease, TrainLease):
         manifests = {s.data.tokens for s in _segments_to_do(lease)}
         listed = {d for m in manifests for d in train_rows(read_manifest(found[m]))}
-        labels = {s.data.labels for s in _segments_to_do(lease) if isinstance(s.data, Clustered)}
+        labels = {s.data.labels for s in _segments_to_do(lease) if isinstance(s.data, Clustered | Mixtures)}
         listed |= {d for m in labels for d in listed_blobs(read_manifest(found[m]))}
     else:
         manifests = {d for name, d in lease.inputs if name.endswith(MANIFEST_SUFFIX)}
@@ -66,8 +66,10 @@ def training_inputs(lease: TrainLease) -> dict[Digest, Plane]:
         wanted[segment.data.tokens] = "corpus"
         if isinstance(segment.data, Assigned):
             wanted[segment.data.assignment] = "scores"
+        if isinstance(segment.data, Clustered | Mixtures):
+            wanted[segment.data.labels] = "scores"
         if isinstance(segment.data, Clustered):
-            wanted[segment.data.labels] = wanted[segment.data.mixture] = "scores"
+            wanted[segment.data.mixture] = "scores"
     return wanted
 
 
