@@ -14,8 +14,8 @@ from coordinator.core.events import (
     SessionOpened,
     TimePassed,
 )
-from coordinator.core.policy import Ask, NothingFits, waiting
-from coordinator.core.spares import choose_or_help
+from coordinator.core.policy import Ask
+from coordinator.core.spares import Openings
 from coordinator.core.state import NO_FENCE, Lease, Lineage, Session, State
 from potluck.ids import Fence, NodeId
 
@@ -101,21 +101,19 @@ def on_serving_reported(state: State, event: ServingReported) -> list[Effect]:
 
 def wake_idle(state: State) -> list[Effect]:
     """Calls nodes that were told there is nothing to do and could do something now."""
-    ephemeral, durable = state.ephemeral, state.durable
+    ephemeral = state.ephemeral
+    asleep = [node for node, woken_ms in ephemeral.idle.items() if _may_be_woken(state, node, woken_ms)]
+    if not asleep:
+        return []
+    openings = Openings(state.durable, ephemeral.now_ms, state.settings)
     effects: list[Effect] = []
-    # Where nothing waits there is only help to give, to each holder by one node.
-    num_waiting = sum(1 for run in durable.at_work() for _ in waiting(durable, run)) or len(durable.leases)
-    for node, woken_ms in ephemeral.idle.items():
-        facts = durable.nodes.get(node)
-        if durable.is_drained(node):
-            continue
-        if facts is None or node not in ephemeral.sessions or durable.draining or len(effects) >= num_waiting:
-            continue
-        if ephemeral.now_ms - woken_ms < state.settings.wake_again_ms:
-            continue
+    for node in asleep:
+        if len(effects) >= openings.num:
+            break
+        facts = state.durable.nodes[node]
         free = facts.free_memory_bytes
         ask = Ask(node=node, free_memory_bytes=free, held=frozenset(), now_ms=ephemeral.now_ms, host=facts.host)
-        if not isinstance(choose_or_help(durable, ask, state.settings), NothingFits):
+        if openings.has_one_for(ask):
             ephemeral.idle[node] = ephemeral.now_ms
             effects.append(Wake(node=node))
     return effects
@@ -132,6 +130,13 @@ def patience_ms(state: State, node: NodeId) -> int:
     if gap_ms > settings.steady_gap_ms:
         return settings.suspect_ms
     return min(settings.suspect_steady_ms, settings.suspect_ms)
+
+
+def _may_be_woken(state: State, node: NodeId, woken_ms: int) -> bool:
+    durable, ephemeral = state.durable, state.ephemeral
+    if durable.draining or ephemeral.now_ms - woken_ms < state.settings.wake_again_ms:
+        return False
+    return node in ephemeral.sessions and node in durable.nodes and not durable.is_drained(node)
 
 
 def hear(state: State, node: NodeId, now_ms: int) -> None:

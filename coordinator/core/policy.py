@@ -66,27 +66,26 @@ class NothingFits:
 Choice = ChosenLineage | ChosenTask | NothingFits
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    failed_here: bool
-    rank_class: int
-    work: Lineage | Task
+@dataclass(kw_only=True)
+class _Offer:
+    """The most urgent class of a run's work that the node can do, and what does not fit it."""
+
+    lineages: list[Lineage]
+    tasks: list[Task]
+    too_large: Lineage | Task | None
 
 
 def choose(durable: DurableState, ask: Ask, settings: CoreSettings) -> Choice:
     """The work `ask.node` should do now, or why there is none. Changes nothing."""
-    too_large: list[str] = []
-    found = {run.run: list(_candidates(durable, run, ask, settings, too_large)) for run in durable.at_work()}
-    for run in _by_share(durable, [run for run in durable.at_work() if found[run.run]], ask):
-        candidates = found[run.run]
-        first = min((c.failed_here, c.rank_class) for c in candidates)
-        works = [c.work for c in candidates if (c.failed_here, c.rank_class) == first]
-        lineages = [work for work in works if isinstance(work, Lineage)]
-        if lineages:
-            return ChosenLineage(run=run.run, lineage=_best_lineage(lineages, ask).wanted.id)
-        tasks = [work for work in works if isinstance(work, Task)]
-        return ChosenTask(run=run.run, task=_best_task(tasks, ask).wanted.id)
-    return NothingFits(reason=too_large[0] if too_large else _why_nothing(durable))
+    offers = {run.run: _offer(durable, run, ask, settings) for run in durable.at_work()}
+    runs = [run for run in durable.at_work() if offers[run.run].lineages or offers[run.run].tasks]
+    for run in _by_share(durable, runs, ask):
+        offer = offers[run.run]
+        if offer.lineages:
+            return ChosenLineage(run=run.run, lineage=_best_lineage(offer.lineages, ask).wanted.id)
+        return ChosenTask(run=run.run, task=_best_task(offer.tasks, ask).wanted.id)
+    too_large = next((offer.too_large for offer in offers.values() if offer.too_large is not None), None)
+    return NothingFits(reason=_why_nothing(durable) if too_large is None else _why_too_large(too_large, ask))
 
 
 def _by_share(durable: DurableState, runs: list[Run], ask: Ask) -> list[Run]:
@@ -126,21 +125,28 @@ def waiting(durable: DurableState, run: Run, keep: LineageId | None = None) -> I
             yield lineage
 
 
-def _candidates(
-    durable: DurableState, run: Run, ask: Ask, settings: CoreSettings, too_large: list[str]
-) -> Iterator[_Candidate]:
+def _offer(durable: DurableState, run: Run, ask: Ask, settings: CoreSettings) -> _Offer:
+    """One pass over all that waits, which may be much: so it keeps only what is as urgent as anything before."""
+    offer = _Offer(lineages=[], tasks=[], too_large=None)
+    first = (True, math.inf)
     for work in waiting(durable, run, ask.keep):
-        kept = isinstance(work, Lineage) and work.wanted.id == ask.keep
+        kept = ask.keep is not None and isinstance(work, Lineage) and work.wanted.id == ask.keep
         if ask.keep is not None and not kept and ask.now_ms - work.ready_ms < settings.yield_grace_ms:
             continue
         if work.wanted.memory_bytes > ask.free_memory_bytes and not kept:
-            too_large.append(
-                f"{work.wanted.label} needs {work.wanted.memory_bytes} bytes of memory, "
-                f"{ask.free_memory_bytes} are free on this node"
-            )
+            offer.too_large = offer.too_large or work
             continue
-        failed_here = any(failure.node == ask.node for failure in work.failures)
-        yield _Candidate(failed_here=failed_here, rank_class=_rank_class(work, ask.now_ms, settings), work=work)
+        failed_here = bool(work.failures) and any(failure.node == ask.node for failure in work.failures)
+        urgency = (failed_here, _rank_class(work, ask.now_ms, settings))
+        if urgency > first:
+            continue
+        if urgency < first:
+            first, offer.lineages, offer.tasks = urgency, [], []
+        if isinstance(work, Lineage):
+            offer.lineages.append(work)
+        else:
+            offer.tasks.append(work)
+    return offer
 
 
 def _rank_class(work: Lineage | Task, now_ms: int, settings: CoreSettings) -> int:
@@ -166,7 +172,9 @@ def _holds_head(lineage: Lineage, ask: Ask) -> bool:
 
 
 def _best_task(tasks: list[Task], ask: Ask) -> Task:
-    return max(tasks, key=lambda task: sum(digest in ask.held for _, digest in task.wanted.inputs))
+    if not ask.held:
+        return tasks[0]
+    return max(tasks, key=lambda task: len([None for _, digest in task.wanted.inputs if digest in ask.held]))
 
 
 def _leases_by_run(durable: DurableState, keep: LineageId | None) -> dict[RunId, int]:
@@ -176,6 +184,13 @@ def _leases_by_run(durable: DurableState, keep: LineageId | None) -> dict[RunId,
             continue
         counts[lease.run] = counts.get(lease.run, 0) + 1
     return counts
+
+
+def _why_too_large(work: Lineage | Task, ask: Ask) -> str:
+    return (
+        f"{work.wanted.label} needs {work.wanted.memory_bytes} bytes of memory, "
+        f"{ask.free_memory_bytes} are free on this node"
+    )
 
 
 def _why_nothing(durable: DurableState) -> str:
