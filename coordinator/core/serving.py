@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from coordinator.core.effects import Effect, SendRouters, SendServe, SendView, ServeSlot
 from coordinator.core.liveness import is_live
 from coordinator.core.state import Cancelled, EphemeralState, Run, State
 from coordinator.core.values import Failed, Running
-from potluck.config import to_mapping
 from potluck.ids import NodeId, RunId, canonical_json
 
 Slot = tuple[RunId, str]
@@ -19,10 +19,11 @@ def refresh_serving(state: State) -> list[Effect]:
     served = served_runs(state)
     nodes = _live(state, "node")
     _assign(state, nodes, [(run.run, slot) for run in served for slot in run.published])
+    addresses = tuple(sorted(set(state.ephemeral.router_addresses.values())))
     effects: list[Effect] = []
     for node in nodes:
         effects += _serve_push(state, node)
-        effects += _routers_push(state.ephemeral, node)
+        effects += _routers_push(state.ephemeral, node, addresses)
     for router in _live(state, "router"):
         effects += _view_pushes(state.ephemeral, router, served)
     return effects
@@ -60,8 +61,9 @@ def _assign(state: State, nodes: list[NodeId], slots: list[Slot]) -> None:
     if not nodes:
         return
     num_replicas = min(state.settings.serve_replicas, len(nodes))
+    counts = Counter(slot for held in assigned.values() for slot in held)
     for slot in slots:
-        while sum(slot in held for held in assigned.values()) < num_replicas:
+        for _ in range(num_replicas - counts[slot]):
             free = [node for node in nodes if slot not in assigned[node]]
             assigned[min(free, key=lambda node: len(assigned[node]))][slot] = None
     if num_replicas > 1:
@@ -93,15 +95,14 @@ def _serve_push(state: State, node: NodeId) -> list[Effect]:
                 model_json=publication.model_json,
             )
         )
-    mark = canonical_json([to_mapping(slot) for slot in slots])
-    if state.ephemeral.sent_serve.get(node) == mark:
+    wanted = tuple(slots)
+    if state.ephemeral.sent_serve.get(node) == wanted:
         return []
-    state.ephemeral.sent_serve[node] = mark
-    return [SendServe(node=node, slots=tuple(slots))]
+    state.ephemeral.sent_serve[node] = wanted
+    return [SendServe(node=node, slots=wanted)]
 
 
-def _routers_push(ephemeral: EphemeralState, node: NodeId) -> list[Effect]:
-    addresses = tuple(sorted(set(ephemeral.router_addresses.values())))
+def _routers_push(ephemeral: EphemeralState, node: NodeId, addresses: tuple[str, ...]) -> list[Effect]:
     if ephemeral.sent_routers.get(node, ()) == addresses:
         return []
     ephemeral.sent_routers[node] = addresses

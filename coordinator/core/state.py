@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.core.effects import Answer
+from coordinator.core.effects import Answer, ServeSlot
 from coordinator.core.events import HeartbeatReceived, SessionOpened
 from coordinator.core.settings import CoreSettings
 from coordinator.core.values import (
@@ -307,7 +307,7 @@ class EphemeralState:
     router_addresses: dict[NodeId, str] = field(default_factory=dict)
     serving: dict[NodeId, tuple[ServingReport, ...]] = field(default_factory=dict)
     assigned: dict[NodeId, dict[tuple[RunId, str], None]] = field(default_factory=dict)
-    sent_serve: dict[NodeId, str] = field(default_factory=dict)
+    sent_serve: dict[NodeId, tuple[ServeSlot, ...]] = field(default_factory=dict)
     sent_routers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     sent_views: dict[NodeId, dict[RunId, int]] = field(default_factory=dict)
 
