@@ -9,9 +9,10 @@ documents, its sections.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -53,19 +54,19 @@ def draw(seed: int, *names: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def split_units(
-    names: Sequence[str], sizes: Sequence[int], *, seed: int, source: str, held_out: float = HELD_OUT_FRACTION
-) -> list[Split]:
+def split_drawn(draws: np.ndarray, sizes: np.ndarray, *, held_out: float = HELD_OUT_FRACTION) -> np.ndarray:
     """Splits at least three units of one source: each split gets at least one.
 
-    Units are taken in hash order until the split has its share; a unit of more than twice the share
+    Units are taken in the order of their draws until the split has its share; a unit of more than twice the share
     is passed over, unless no other is left: then the smallest is taken.
+
+    Returns:
+        int8 [n], places in `SPLITS`.
     """
-    assert len(names) == len(sizes) >= MIN_UNITS, (source, len(names))
-    order = sorted(range(len(names)), key=lambda i: (draw(seed, "split", source, names[i]), i))
-    share = sum(sizes) * held_out
-    result: list[Split] = ["train"] * len(names)
-    free = order
+    assert len(draws) == len(sizes) >= MIN_UNITS, len(draws)
+    share = int(sizes.sum()) * held_out
+    result = np.full(len(draws), SPLITS.index("train"), dtype=np.int8)
+    free = np.argsort(draws, kind="stable")
     for split in ("test", "valid"):
         taken: list[int] = []
         total = 0
@@ -73,14 +74,12 @@ def split_units(
             if total >= share or len(free) - len(taken) <= 2:
                 break
             if sizes[unit] <= 2 * share:
-                taken.append(unit)
-                total += sizes[unit]
+                taken.append(int(unit))
+                total += int(sizes[unit])
         if not taken:
-            taken = [min(free, key=lambda i: sizes[i])]
-        for unit in taken:
-            result[unit] = "test" if split == "test" else "valid"
-        chosen = set(taken)
-        free = [unit for unit in free if unit not in chosen]
+            taken = [int(free[np.argmin(sizes[free])])]
+        result[taken] = SPLITS.index(split)
+        free = free[~np.isin(free, taken)]
     return result
 
 

@@ -15,11 +15,12 @@ import pytest
 
 from potluck.errors import CorpusError
 from potluck.ids import digest_file
-from sampling.ingest import Ingested, first_occurrences, ingest
+from sampling.ingest import Ingested, ingest
+from sampling.ingest_layout import first_occurrences, numbered
 from sampling.records import Record
 from sampling.sections import SECTION_BYTES, cut
 from sampling.shards import SHARD_BYTES, ShardWriter
-from sampling.splits import OF_A_TARGET, split_units
+from sampling.splits import OF_A_TARGET, SPLITS, split_drawn
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -121,7 +122,9 @@ def test_exact_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_of_equal_digests_the_first_is_kept() -> None:
     a, b = b"a" * 16, b"a" * 15 + b"b"
-    assert first_occurrences(a + b + a + a + b).tolist() == [True, True, False, False, False]
+    assert first_occurrences(b + a + b + b + a).tolist() == [True, True, False, False, False]
+    number, first = numbered(b + a + b + b + a)
+    assert (number.tolist(), first.tolist()) == ([0, 1, 0, 0, 1], [0, 1])
 
 
 def test_a_folder_of_text_gives_first_level_sources_and_a_group_a_file(tmp_path: Path) -> None:
@@ -231,8 +234,8 @@ def test_a_cut_is_at_an_empty_line_where_there_is_one_and_never_inside_a_charact
 
 
 def test_three_units_give_one_to_each_split_and_the_largest_to_train() -> None:
-    assert sorted(split_units(["a", "b", "c"], [5, 900, 7], seed=3, source="s")) == ["test", "train", "valid"]
-    assert split_units(["a", "b", "c"], [5, 900, 7], seed=3, source="s")[1] == "train"
+    drawn = split_drawn(np.array([7, 1, 9], dtype=np.uint64), np.array([5, 900, 7]))
+    assert [SPLITS[split] for split in drawn] == ["test", "train", "valid"]
 
 
 def test_progress_never_goes_back_and_ends_at_one(demo: Path, tmp_path: Path) -> None:
