@@ -28,6 +28,7 @@ from potluck.net.blobs import wire as data_wire
 from potluck.net.blobs.store import BlobStore
 from potluck.net.join import JoinString
 from potluck.recipe import Recipe
+from potluck.soup_names import parse_soup_name
 from potluck.specs.run import parse_run_file, spec_from_json
 from potluck.v1 import node_pb2
 from router.view import View
@@ -129,6 +130,12 @@ def _text_file(suffix: str) -> Target:
     return _with_file(read)
 
 
+def _soup_name(text: str) -> None:
+    soup = parse_soup_name(text)
+    assert parse_soup_name(str(soup)) == soup
+    survives(lambda: soup.shares(("code:c", "law = 2", "news")))
+
+
 def _tokens(path: Path) -> None:
     manifest = fetch.read_manifest(path)
     survives(lambda: fetch.listed_blobs(manifest))
@@ -202,6 +209,7 @@ TEXTS: Mapping[str, Target] = {
     "checkpoint": _with_text(lambda text: CheckpointManifest.from_json(text).digest),
     "figures": _with_text(coordinator_wire.figures),
     "view": _with_text(lambda text: View.from_json(text).to_json()),
+    "soup-name": _with_text(_soup_name, "surrogateescape"),
     "mixture": _with_store(lambda store, digest: read_mixture(digest, store)),  # type: ignore[arg-type]
     "labels": _with_store(_labels),
     "partition": _with_file(lambda path: read_partition(path).to_json()),
