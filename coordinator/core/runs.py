@@ -10,6 +10,7 @@ from coordinator.core.events import PlanAdvanced, RunCancelled, RunSubmitted
 from coordinator.core.release import release
 from coordinator.core.state import (
     Cancelled,
+    CommitRecord,
     Lineage,
     LineageLedger,
     Run,
@@ -252,6 +253,12 @@ def _collapse(state: State, run: Run) -> None:
             del durable.tasks[task_id]
     run.lineages.clear()
     run.tasks.clear()
+    durable.whole_ledgers[run.run] = None
+    while len(durable.whole_ledgers) > state.settings.whole_ledgers:
+        oldest = durable.runs[next(iter(durable.whole_ledgers))]
+        del durable.whole_ledgers[oldest.run]
+        published = {(one.lineage, one.step) for one in oldest.published.values()}
+        oldest.ledger = tuple(_folded(line, published) for line in oldest.ledger)
 
 
 def _ledger_of(lineage: Lineage) -> LineageLedger:
@@ -262,3 +269,14 @@ def _ledger_of(lineage: Lineage) -> LineageLedger:
         total_steps=lineage.wanted.total_steps,
         commits=tuple(replace(commit, figures={}) for commit in lineage.commits),
     )
+
+
+def _folded(line: LineageLedger, published: set[tuple[LineageId, int]]) -> LineageLedger:
+    """The same chain in longer links, which end where something was published and at the head."""
+    links: list[CommitRecord] = []
+    step, parent = 0, NO_DIGEST
+    for commit in line.commits:
+        if commit is line.commits[-1] or (line.lineage, commit.end_step) in published:
+            links.append(replace(commit, start_step=step, parent=parent))
+            step, parent = commit.end_step, commit.checkpoint
+    return replace(line, commits=tuple(links))

@@ -185,7 +185,7 @@ class LineageLedger:
     role: str
     total_steps: int
     commits: tuple[CommitRecord, ...]
-    """Without figures."""
+    """Without figures. Of a run that finished long ago only links to what is published and to the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +244,8 @@ class DurableState:
     nodes: dict[NodeId, NodeFacts] = field(default_factory=dict)
     requests: dict[NodeId, dict[str, Kept]] = field(default_factory=dict)
     runs: dict[RunId, Run] = field(default_factory=dict)
+    whole_ledgers: dict[RunId, None] = field(default_factory=dict)
+    """Finished runs whose ledger holds every commit, in the order in which they finished."""
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)
     tasks: dict[TaskId, Task] = field(default_factory=dict)
     leases: dict[Fence, Lease] = field(default_factory=dict)
