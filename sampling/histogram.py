@@ -21,11 +21,10 @@ import numpy as np
 
 from potluck.errors import DataError, SpecError
 from potluck.ids import Json
-from sampling.labels import EXCLUDED, Labels, parse_labels
+from sampling.labels import EXCLUDED, REACH_QUANTILE, Labels, distance_threshold, parse_labels
 from sampling.mixture import Mixture, combined, normalised, supported
 from sampling.taskio import TaskCall, TaskOutput, load_array
 
-UNPLACED_QUANTILE = 0.995
 MAX_REPEATS = 4.0
 """Above it, reading text again is worth clearly less than new text (2305.16264)."""
 MAX_REPEATS_OF_A_DOMAIN = 15.0
@@ -156,11 +155,6 @@ def repeats(weights: np.ndarray, tokens: np.ndarray, planned_tokens: int) -> dic
     }
 
 
-def distance_threshold(distances: np.ndarray, quantile: float = UNPLACED_QUANTILE) -> float:
-    """What nearly all of the corpus is nearer than: rows to the centre of their own domain."""
-    return float(np.quantile(np.asarray(distances, dtype=np.float64), quantile))
-
-
 def warnings(figures: Mapping[str, Any]) -> list[str]:
     """What a person should know before the run, in words; empty where all is well."""
     found = []
@@ -184,7 +178,7 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
         )
     if figures["unplaced"] is not None and figures["unplaced"] > MAX_UNPLACED:
         found.append(
-            f"{figures['unplaced']:.0%} of the target lies further out than {UNPLACED_QUANTILE:.1%} of the corpus: "
+            f"{figures['unplaced']:.0%} of the target lies further out than {REACH_QUANTILE:.1%} of the corpus: "
             "the corpus holds little text like it"
         )
     if figures["lost_mass"] > MAX_LOST_MASS:

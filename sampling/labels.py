@@ -1,11 +1,13 @@
 """Which domain each train row belongs to: one array of labels, and the manifest that gives them names.
 
 The labels manifest, canonical JSON: `partition` and `tokens` (digests), `domains` (names, in the order of
-the labels), `sizes` (train rows of each), `rows`, `excluded`, `sequence_length`, `labels` (digest).
+the labels), `sizes` (train rows of each), `rows`, `excluded`, `sequence_length`, `labels` (digest), and `reach`
+where distances were given: nearly every row is nearer than that to the centroid of its own domain.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from sampling.taskio import BlobReader, TaskCall, TaskOutput, load_array
 
 EXCLUDED = 0xFFFFFFFF
 """Label of a row that is never drawn."""
+REACH_QUANTILE = 0.995
 MAX_ROWS = 1 << 48
 """Of one domain: sums over as many domains as there can be stay within 64 bits."""
 
@@ -33,6 +36,8 @@ class Labels:
     excluded: int
     sequence_length: int
     label: Digest
+    reach: float | None = None
+    """Squared distance to a domain's centroid that nearly all rows are within; None: not known."""
 
     @property
     def rows(self) -> int:
@@ -73,6 +78,9 @@ def parse_labels(manifest: object) -> Labels:
     for name, found in digests.items():
         if not isinstance(found, str) or not is_digest(found):
             raise _bad(f"{name} = {str(found)[:80]!r} is no digest")
+    reach = manifest.get("reach")
+    if reach is not None and not (isinstance(reach, float) and 0 <= reach < math.inf):
+        raise _bad(f"reach = {str(reach)[:80]!r} is no distance")
     return Labels(
         partition=Digest(manifest["partition"]),
         tokens=Digest(manifest["tokens"]),
@@ -81,6 +89,7 @@ def parse_labels(manifest: object) -> Labels:
         excluded=manifest["excluded"],
         sequence_length=manifest["sequence_length"],
         label=Digest(manifest["labels"]),
+        reach=reach,
     )
 
 
@@ -92,6 +101,11 @@ def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
         return parse_labels(read_json(blobs.path(digest).read_bytes()))
     except ValueError as error:
         raise _bad(f"{digest[:12]} is not JSON: {error}") from None
+
+
+def distance_threshold(distances: np.ndarray, quantile: float = REACH_QUANTILE) -> float:
+    """What nearly all of the corpus is nearer than: rows to the centre of their own domain."""
+    return float(np.quantile(np.asarray(distances, dtype=np.float64), quantile))
 
 
 def _is_count(value: object) -> bool:
@@ -112,7 +126,8 @@ def collect_labels(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `labels`: the labels of all parts, in the order of the tokens manifest's train parts.
 
     Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON whose `domains`
-    are in the order of the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out).
+    are in the order of the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out) and
+    `distances-NNNNN` (squared distances to the centroids, by part), of which the manifest's `reach` is taken.
     Beside the manifest comes `natural`, the mixture of reading evenly what is left.
 
     Raises:
@@ -141,6 +156,7 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         raise DataError("data.bad-labels", "every row is excluded", "take a corpus that is not the target itself")
     path = call.write_array("array", labels)
     digest = digest_file(path)
+    distances = [np.asarray(load_array(call.path(name))) for name in call.numbered("distances")]
     manifest: dict[str, Json] = {
         "kind": "labels",
         "version": 1,
@@ -154,6 +170,8 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         "labels": digest,
         "blobs": {"labels": digest},
     }
+    if distances:
+        manifest["reach"] = distance_threshold(np.concatenate(distances))
     partition = Digest(call.inputs["partition"])
     evenly = call.out / "natural.json"
     evenly.write_text(natural(partition, dict(zip(domains, sizes, strict=True))).to_json(), encoding="utf-8")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from potluck.errors import SpecError
-from sampling.histogram import Target, distance_threshold, histogram, warnings
-from sampling.labels import EXCLUDED, parse_labels
+from sampling.histogram import Target, histogram, warnings
+from sampling.labels import EXCLUDED, distance_threshold, parse_labels
 from sampling.rows import META_SOURCE, TokenRows
 from sampling.taskio import TaskCall, TaskOutput, load_array
 
@@ -15,7 +15,8 @@ def fit_target_histogram(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `target_histogram`: where the target's train rows lie, as a mixture over the corpus.
 
     Inputs: `labels` (labels manifest of the corpus), `tokens_manifest` of the target, `target-NNNNN` and
-    `distances-NNNNN` (labels and distances of its train rows, by part), `corpus_distances-NNNNN`.
+    `distances-NNNNN` (labels and distances of its train rows, by part), and `corpus_distances-NNNNN`, unless the
+    labels manifest has the `reach` that would be taken of them.
     Parameters: `planned_tokens`, `smoothing`, and `weights` by source; sources without one count 1. With no
     weights at all each source counts by its text, as in the comparison.
 
@@ -27,7 +28,8 @@ def fit_target_histogram(call: TaskCall) -> TaskOutput:
     rows = TokenRows(manifest, call.blobs, "train")
     placed = _joined(call, "target")
     distances = _joined(call, "distances")
-    threshold = distance_threshold(_joined(call, "corpus_distances"))
+    of_corpus = _joined(call, "corpus_distances")
+    threshold = distance_threshold(of_corpus) if of_corpus.size else labels.reach
     source = rows.meta(np.arange(len(rows), dtype=np.int64))[:, META_SOURCE]
     names = [str(name) for name in manifest["sources"]]
     wanted = {str(name): float(weight) for name, weight in dict(params["weights"]).items()}
@@ -40,7 +42,8 @@ def fit_target_histogram(call: TaskCall) -> TaskOutput:
         mine = (source == number) & (placed != EXCLUDED)
         if mine.any():
             counts = np.bincount(placed[mine], minlength=len(labels.domains))
-            targets.append(Target(counts=counts, unplaced=int((distances[mine] > threshold).sum())))
+            unplaced = None if threshold is None else int((distances[mine] > threshold).sum())
+            targets.append(Target(counts=counts, unplaced=unplaced))
             shares.append(wanted.get(name, 1.0) if wanted else float(mine.sum()))
     if not targets:
         what = f"the target has {len(rows)} whole rows of training text"

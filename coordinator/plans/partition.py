@@ -107,11 +107,18 @@ class Divider:
         vectors = self.vectors(found.encoder_name, found.encoder, tokens, split, rows, what)
         return None if vectors is None else self._placed(found, vectors, what)
 
-    def label(self, domains: Domains, excluded: Digest = NO_DIGEST) -> Labelled | None:
-        """All labels in one manifest, rows that are `excluded` left out."""
+    def label(self, domains: Domains, excluded: Digest = NO_DIGEST, *, with_reach: bool = False) -> Labelled | None:
+        """All labels in one manifest, rows that are `excluded` left out.
+
+        Args:
+            with_reach: the manifest tells how far from a domain text of the corpus lies, so that other text can be
+                told to lie beyond it.
+        """
         inputs = {"tokens": self.text.tokens, "partition": domains.partition, **domains.labels_parts}
         if excluded != NO_DIGEST:
             inputs["excluded"] = excluded
+        if with_reach:
+            inputs |= domains.distances
         found = self.wishes.task("fit", {"what": "labels"}, inputs, label="collect the labels", rank=FIRST_RANK)
         if found is None:
             return None

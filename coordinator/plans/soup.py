@@ -36,7 +36,7 @@ def advance(spec: SoupSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     domains = divider.divide()
     if isinstance(domains, str):
         return wishes.wanted(domains)
-    labelled = divider.label(domains)
+    labelled = divider.label(domains, with_reach=True)
     if labelled is None:
         return wishes.wanted("collecting the labels")
     examiner = Examiner(spec=spec, text=text, wishes=wishes)
@@ -80,7 +80,11 @@ def _published(models: Models, probed: Probed) -> tuple[Publication, ...]:
     if plain is None:
         return ()
     commit = models.examiner.wishes.results.commits(models.soup.recipe.id)[plain.step]
-    shape = {"model": to_mapping(models.soup.recipe.model), "soup": to_mapping(models.bank.config)}
+    shape = {
+        "model": to_mapping(models.soup.recipe.model),
+        "soup": to_mapping(models.bank.config),
+        "labels": models.labelled.labels,
+    }
     return plain, replace(plain, slot=BANK_SLOT, weights=commit.weights, model_json=canonical_json(shape))
 
 

@@ -13,8 +13,8 @@ import pytest
 from potluck.errors import DataError, SpecError
 from potluck.ids import Digest, Json, canonical_json, digest_file
 from sampling.gate import gate, mixture_row_weights
-from sampling.histogram import Target, distance_threshold, histogram, warnings
-from sampling.labels import EXCLUDED, load_labels
+from sampling.histogram import Target, histogram, warnings
+from sampling.labels import EXCLUDED, distance_threshold, load_labels
 from sampling.mixture import Mixture, normalised
 from sampling.taskio import LocalBlobs, TaskOutput, load_array
 from sampling.tasks import run_task
@@ -125,6 +125,29 @@ def test_the_histogram_task_writes_what_the_function_says(bench: Bench) -> None:
     assert figures["lost_mass"] == pytest.approx(mixture_lost(targets, labels.sizes), abs=1e-12)
     again = bench.output("fit", params, inputs)
     assert digest_file(again.files["mixture"]) == digest_file(done.files["mixture"])
+
+
+def test_labels_with_distances_tell_the_reach_by_which_a_targets_text_is_placed(bench: Bench) -> None:
+    rng = np.random.default_rng(4)
+    near = rng.random(TRAIN).astype(np.float32)
+    parts = {"distances-00000": bench.add(near[:20]), "distances-00001": bench.add(near[20:])}
+    plain = {"labels-00000": bench.add(bench.array), "tokens": bench.tokens, "partition": bench.partition}
+    told = bench.run("fit", {"what": "labels"}, {**plain, **parts})["labels"]
+    assert load_labels(told, bench.blobs).reach == distance_threshold(near)
+    assert load_labels(bench.labels, bench.blobs).reach is None
+    placed, distances = np.zeros(TRAIN, dtype=np.uint32), (rng.random(TRAIN) * 1.3).astype(np.float32)
+    params: dict[str, Json] = {"what": "target_histogram", "planned_tokens": 0, "smoothing": 0.0, "weights": {}}
+    target = {
+        "tokens_manifest": bench.tokens,
+        "target-00000": bench.add(placed),
+        "distances-00000": bench.add(distances),
+    }
+    corpus = {"corpus_distances-00000": bench.add(near)}
+    by_reach = bench.output("fit", params, {"labels": told, **target})
+    by_corpus = bench.output("fit", params, {"labels": bench.labels, **target, **corpus})
+    assert by_reach.figures == by_corpus.figures
+    assert by_reach.figures["unplaced"] == float((distances > distance_threshold(near)).mean())
+    assert bench.output("fit", params, {"labels": bench.labels, **target}).figures["unplaced"] is None
 
 
 def mixture_lost(targets: list[Target], sizes: Mapping[str, int]) -> float:

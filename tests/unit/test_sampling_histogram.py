@@ -11,8 +11,8 @@ import pytest
 
 from potluck.errors import SpecError
 from potluck.ids import Digest
-from sampling.histogram import Target, distance_threshold, expected_noise, histogram, repeats, spread, warnings
-from sampling.labels import Labels
+from sampling.histogram import Target, expected_noise, histogram, repeats, spread, warnings
+from sampling.labels import Labels, distance_threshold
 
 PARTITION = Digest("a" * 64)
 
