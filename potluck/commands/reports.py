@@ -63,10 +63,16 @@ def render_text(report: dict[str, Any]) -> str:
     """The tables of a report, at most 80 columns wide."""
     from potluck.report.cards import render_cards
     from potluck.report.contest import render_contest
+    from potluck.report.soup import render_soup
     from potluck.report.specialist import render_specialist
     from potluck.report.table import render
 
-    by_method = {"cluster": render_cards, "crisp": render_specialist, "single": render_contest}
+    by_method = {
+        "cluster": render_cards,
+        "crisp": render_specialist,
+        "single": render_contest,
+        "soup": render_soup,
+    }
     return by_method.get(report.get("method", ""), render)(report)
 
 
@@ -75,9 +81,10 @@ def render_html(report: dict[str, Any]) -> str:
     from potluck.report.cards import cards_page
     from potluck.report.contest import contest_page
     from potluck.report.html import render_page
+    from potluck.report.soup import soup_page
     from potluck.report.specialist import specialist_page
 
-    by_method = {"cluster": cards_page, "crisp": specialist_page, "single": contest_page}
+    by_method = {"cluster": cards_page, "crisp": specialist_page, "single": contest_page, "soup": soup_page}
     return by_method.get(report.get("method", ""), render_page)(report)
 
 

@@ -7,7 +7,7 @@ style sheet decides them, for light and dark alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -149,13 +149,37 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float | None]], *, y_label: s
     return _svg(frame, parts, y_label)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Of a heat table."""
+
+    text: str
+    shade: float
+    """0 to 1."""
+    title: str
+    """Shown where a mouse rests."""
+
+
 def heat_table(table: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]) -> str:
     """Shares as shades: every column is normalised to 1, each cell shows its share in percent."""
+    totals = [sum(line[j] for line in table) for j in range(len(columns))]
+
+    def cell(i: int, j: int) -> Cell:
+        share = table[i][j] / totals[j] if totals[j] else 0.0
+        title = f"{rows[i]} takes {share:.1%} of {columns[j]} ({table[i][j]:g} rows)"
+        return Cell(text=f"{share:.0%}", shade=share, title=title)
+
     if not table or not table[0]:
         return empty("no rows were routed")
+    return heat_cells(cell, rows=rows, columns=columns, label="share of each source by expert")
+
+
+def heat_cells(
+    cell: Callable[[int, int], Cell], *, rows: Sequence[str], columns: Sequence[str], label: str, left: int = 80
+) -> str:
+    """A table of shaded cells, by row and column; `left` is the room for the rows' names."""
     cell_width, cell_height = 74, 30
-    frame = Frame(width=90 + cell_width * len(columns), height=112 + cell_height * len(rows), left=80, top=96)
-    totals = [sum(line[j] for line in table) for j in range(len(columns))]
+    frame = Frame(width=left + 10 + cell_width * len(columns), height=112 + cell_height * len(rows), left=left, top=96)
     parts = []
     for j, name in enumerate(columns):
         x = frame.left + j * cell_width + cell_width / 2
@@ -167,18 +191,18 @@ def heat_table(table: Sequence[Sequence[float]], *, rows: Sequence[str], columns
         parts.append(
             f'<text class="text" x="{frame.left - 8}" y="{middle:.0f}" text-anchor="end">{escape(name)}</text>'
         )
-        for j, column in enumerate(columns):
-            share = table[i][j] / totals[j] if totals[j] else 0.0
+        for j in range(len(columns)):
+            one = cell(i, j)
             x = frame.left + j * cell_width
-            ink = "cell-strong" if share > 0.5 else "text"
+            ink = "cell-strong" if one.shade > 0.5 else "text"
             parts.append(
                 f'<rect class="heat" x="{x}" y="{y}" width="{cell_width - 2}" height="{cell_height - 2}" '
-                f'fill-opacity="{0.06 + 0.94 * share:.3f}">'
-                f"<title>{escape(name)} takes {share:.1%} of {escape(column)} ({table[i][j]:g} rows)</title></rect>"
+                f'fill-opacity="{0.06 + 0.94 * one.shade:.3f}">'
+                f"<title>{escape(one.title)}</title></rect>"
                 f'<text class="{ink}" x="{x + cell_width / 2 - 1:.0f}" y="{middle:.0f}" '
-                f'text-anchor="middle">{share:.0%}</text>'
+                f'text-anchor="middle">{escape(one.text)}</text>'
             )
-    return _svg(frame, parts, "share of each source by expert")
+    return _svg(frame, parts, label)
 
 
 def legend(names: Sequence[str]) -> str:
