@@ -30,8 +30,12 @@ class BankSpec:
     """Domains that a mixture has weight on."""
     natural_share: float = 0.0
     """Chance of a mixture to be the corpus' own proportions."""
-    expert_rate: float = 1.0
-    """Learning rate of the experts, as a multiple of the shared model's."""
+    expert_rate: float = 8.0
+    """Learning rate of the experts, as a multiple of the shared model's.
+
+    Both are divided by 1 + the L1 norm of the coefficients, a bound that the experts seldom need together: chosen from
+    1, 4, 8 and 16 on 0.04M parameters, 8 experts and 600 steps of mixed text (one seed), at which specialists gained
+    0.07, 0.16, 0.20 and 0.18 nats."""
     coefficient_rate: float = 1.0
     """Learning rate of the coefficients' network, as a multiple of the schedule's."""
 
