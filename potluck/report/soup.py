@@ -13,7 +13,7 @@ from typing import Any
 
 from potluck.formatting import TABLE_WIDTH, format_table, human_bytes, human_count
 from potluck.report import svg
-from potluck.report.contest import model_rows, sentence, shown_fact
+from potluck.report.contest import model_rows, shown_fact
 from potluck.report.page import facts, page, section, table
 
 FOR = "soup for "
@@ -26,6 +26,7 @@ EXPLAINED = {
 }
 SHOWN_FACTS = ("steps", "batch_size", "learning_rate", "optimizer", "parameters", "tokens", "flops", "epochs", "rows")
 NAME_ROOM = 160
+COMPARED = "nats a token on the source's test text; ± half the interval; ? it holds zero"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ def render_soup(report: Mapping[str, Any]) -> str:
         blocks.append(
             format_table(["mixture of / text of", *numbers], rows) + "\n* the least of its column: the best mixture"
         )
+    blocks.append(format_table(["its own mixture", *_others(report)], comparison_rows(report)) + f"\n{COMPARED}")
     blocks.append("\n".join(textwrap.fill(line, TABLE_WIDTH) for line in sentences(report)))
     return "\n\n".join(blocks)
 
@@ -83,7 +85,8 @@ def soup_page(report: Mapping[str, Any]) -> str:
     """report.html as text."""
     matrix, told = matrix_of(report), sentences(report)
     curves = {name: [(float(x), float(y)) for x, y in line] for name, line in report["curves"].items() if line}
-    listed = "".join(f"<p>{escape(line)}</p>" for line in told[1:])
+    note = "".join(f"<p>{escape(line)}</p>" for line in told[1:]) + f'<p class="quiet">{escape(COMPARED)}.</p>'
+    compared = table(["its own mixture", *_others(report)], comparison_rows(report)) + note
     legend = "".join(
         f'<p class="quiet"><b>{escape(name)}</b>: {escape(text)}</p>'
         for name, text in EXPLAINED.items()
@@ -97,7 +100,7 @@ def soup_page(report: Mapping[str, Any]) -> str:
         f"{report['packs']} packs. Run <code>{escape(report['run'][:12])}</code>.</p>",
         section("The right mixture, and wrong ones", _heat(matrix)),
         section("Levels", levels + legend),
-        section("Beside the others", listed),
+        section("Beside the others", compared),
         section(
             "Loss while training",
             svg.line_chart(curves, x_label="step", y_label="nats per token") + svg.legend(list(curves)),
@@ -109,7 +112,7 @@ def soup_page(report: Mapping[str, Any]) -> str:
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """The matrix in words, then each comparison; never rounded to a win."""
+    """The matrix in words, and the price of flexibility."""
     matrix = matrix_of(report)
     told = [f"On {matrix.right} of {len(matrix.sources)} sources' test text their own mixture is the best one"]
     if matrix.sources:
@@ -121,13 +124,28 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         gap = soup["nll"] / generic["nll"] - 1
         more = f"{abs(gap):.1%} {'more' if gap > 0 else 'less'} NLL"
         told.append(f"Over all text the soup at the corpus' mixture has {more} than the plain model of equal tokens.")
-    for name in matrix.sources:
-        pairs = report["by_source"][name]["pairs"]
-        for other in (SOUP, GENERIC, CONSTANT):
-            pair = f"{FOR}{name} - {other}"
-            if pair in pairs:
-                told.append(f"On {name}: {sentence(pair, pairs[pair])}.")
     return told
+
+
+def comparison_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """For each source its own model's NLL less another's on its text, with half the interval's width."""
+    rows = []
+    for name in matrix_of(report).sources:
+        pairs = report["by_source"][name]["pairs"]
+        rows.append([name, *(_difference(pairs.get(f"{FOR}{name} - {other}")) for other in _others(report).values())])
+    return rows
+
+
+def _others(report: Mapping[str, Any]) -> dict[str, str]:
+    """Names by column head."""
+    return {f"less {name}": name for name in (SOUP, GENERIC, CONSTANT) if name in report["models"]}
+
+
+def _difference(value: Mapping[str, float] | None) -> str:
+    if value is None or value["low"] is None:
+        return "too little text"
+    decided = "" if value["high"] < 0 or value["low"] > 0 else "?"
+    return f"{value['mean']:+.3f}±{(value['high'] - value['low']) / 2:.3f}{decided}"
 
 
 def _heat(matrix: Matrix) -> str:

@@ -68,7 +68,13 @@ def test_the_tables_of_a_soup_fit_eighty_columns_and_mark_the_best() -> None:
     text = render_soup(report())
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.count("2.00*") == 3
-    assert "On law: soup for law is better than generic" in " ".join(text.split())
+    assert text.count("-0.500±0.100") == 9
+
+
+def test_a_difference_whose_interval_holds_zero_is_marked() -> None:
+    told = report()
+    told["by_source"]["law"]["pairs"]["soup for law - generic"] = {"mean": -0.1, "low": -0.3, "high": 0.1}
+    assert "-0.100±0.200?" in render_soup(told)
 
 
 def test_the_page_of_a_soup_draws_every_mixture_on_every_text() -> None:
