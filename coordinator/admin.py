@@ -11,6 +11,7 @@ import grpc.aio
 
 from coordinator import wire, wire_admin
 from coordinator.backup import Backup
+from coordinator.collector import hold
 from coordinator.core import queries
 from coordinator.core.effects import Denied, Done, RunAccepted
 from coordinator.core.events import (
@@ -25,13 +26,15 @@ from coordinator.core.events import (
 from coordinator.core.state import State
 from coordinator.corpus import corpus_facts_json
 from coordinator.enrol import DEFAULT_EXPIRES_MS, issue_tokens
+from coordinator.plans.base import CorpusFacts
 from coordinator.runtime import Runtime
-from potluck.errors import Refused, SpecError, UsageError
-from potluck.ids import NO_DIGEST, Digest, NodeId, RunId
+from potluck.errors import DataError, Refused, SpecError, UsageError
+from potluck.ids import NO_DIGEST, NodeId, RunId, short
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
 from potluck.net.tls import peer_of
 from potluck.specs.crisp import CrispSpec
+from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import RunSpec, spec_from_json
 from potluck.telemetry import logger
 from potluck.v1 import admin_pb2, admin_pb2_grpc
@@ -87,7 +90,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             request_id=request.request_id,
             run=spec.id,
             spec_json=spec.to_json(),
-            corpus_json=corpus_facts_json(spec.corpus, self._store, _target_of(spec)),
+            corpus_json=_facts_json(spec, self._store),
             name=request.name[:MAX_NAME] or "run",
             priority=request.priority,
         )
@@ -200,8 +203,21 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.RevokePeerResponse(streams_ended=await self._put_out(peer))
 
 
-def _target_of(spec: RunSpec) -> Digest:
-    return spec.target if isinstance(spec, CrispSpec) else NO_DIGEST
+def _facts_json(spec: RunSpec, store: BlobStore) -> str:
+    """Of the texts that a spec names, which stay in the store from here on, as what else it names does.
+
+    Raises:
+        CorpusError: as `corpus_facts_json`.
+        DataError: ``data.missing-blob``, of a soup that was let go.
+    """
+    if isinstance(spec, InstantiateSpec):
+        missing = hold(store, spec.soup.digests)
+        if missing:
+            what = f"the store has no blob {short(missing[0])} of the soup"
+            raise DataError("data.missing-blob", what, "ask again: a soup that is still trained publishes a newer one")
+        if spec.corpus == NO_DIGEST:
+            return CorpusFacts(shards=(), sources=()).to_json()
+    return corpus_facts_json(spec.corpus, store, spec.target if isinstance(spec, CrispSpec) else NO_DIGEST)
 
 
 def _spec_of(request: admin_pb2.StartRunRequest) -> RunSpec:

@@ -103,6 +103,12 @@ def load_labels(digest: Digest, blobs: BlobReader) -> Labels:
         raise _bad(f"{digest[:12]} is not JSON: {error}") from None
 
 
+def _reach(call: TaskCall) -> dict[str, Json]:
+    """What distances add to a manifest; nothing where none were given."""
+    distances = [np.asarray(load_array(call.path(name))) for name in call.numbered("distances")]
+    return {"reach": distance_threshold(np.concatenate(distances))} if distances else {}
+
+
 def distance_threshold(distances: np.ndarray, quantile: float = REACH_QUANTILE) -> float:
     """What nearly all of the corpus is nearer than: rows to the centre of their own domain."""
     return float(np.quantile(np.asarray(distances, dtype=np.float64), quantile))
@@ -156,7 +162,6 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         raise DataError("data.bad-labels", "every row is excluded", "take a corpus that is not the target itself")
     path = call.write_array("array", labels)
     digest = digest_file(path)
-    distances = [np.asarray(load_array(call.path(name))) for name in call.numbered("distances")]
     manifest: dict[str, Json] = {
         "kind": "labels",
         "version": 1,
@@ -169,9 +174,8 @@ def collect_labels(call: TaskCall) -> TaskOutput:
         "excluded": count - len(kept),
         "labels": digest,
         "blobs": {"labels": digest},
+        **_reach(call),
     }
-    if distances:
-        manifest["reach"] = distance_threshold(np.concatenate(distances))
     partition = Digest(call.inputs["partition"])
     evenly = call.out / "natural.json"
     evenly.write_text(natural(partition, dict(zip(domains, sizes, strict=True))).to_json(), encoding="utf-8")

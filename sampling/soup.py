@@ -1,4 +1,4 @@
-"""Specialists of a soup (2502.01804): mixtures of held-out text by source, and the weights of theta(h)."""
+"""Specialists of a soup (2502.01804): mixtures named or of held-out text, and the weights of theta(h)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from potluck.lm.config import ModelConfig
 from potluck.lm.soup_config import SoupConfig
 from sampling.histogram import expected_noise
 from sampling.labels import EXCLUDED, parse_labels
-from sampling.mixture import Mixture, normalised, supported
+from sampling.mixture import Mixture, natural, normalised, supported
 from sampling.rows import META_SOURCE, TokenRows
 from sampling.taskio import TaskCall, TaskOutput, load_array
 
@@ -52,6 +52,46 @@ def fit_source_mixtures(call: TaskCall) -> TaskOutput:
         noise.append(expected_noise((counts / counts.sum())[None, :], share, np.array([counts.sum()])))
     listed: dict[str, Json] = {"sources": names, "windows": windows, "expected_noise": noise}
     return TaskOutput(files=files, figures=listed)
+
+
+def fit_mixture(call: TaskCall) -> TaskOutput:
+    """Task `fit`, what `mixture`: weights by domain name as a mixture; domains that are not named have none.
+
+    Input: `labels` (the domains). Parameter: `weights`, which sum to one.
+
+    Raises:
+        SpecError: ``spec.bad-mixture``, a domain is unknown or the weights are none.
+    """
+    labels = parse_labels(call.json("labels"))
+    named = {str(name): float(weight) for name, weight in dict(call.params["weights"]).items()}
+    mixture = Mixture(partition=labels.partition, weights={**dict.fromkeys(labels.domains, 0.0), **named})
+    mixture.aligned(labels.domains)
+    path = call.out / "mixture.json"
+    path.write_text(mixture.to_json(), encoding="utf-8")
+    return TaskOutput(files={"mixture": path})
+
+
+def fit_specialist(call: TaskCall) -> TaskOutput:
+    """Task `fit`, what `specialist`: the manifest of a specialist, which keeps what belongs to it.
+
+    Inputs: `mixture`, `labels`. Parameters: `blobs` (digests by name) and `facts`, taken over as they are. Beside them
+    `domains`: [name, weight, share of the corpus] of those with weight, the largest first.
+    """
+    labels = parse_labels(call.json("labels"))
+    mixture = Mixture.from_json(call.path("mixture").read_bytes())
+    shares = natural(labels.partition, labels.sizes).weights
+    named = sorted(
+        ((name, weight) for name, weight in mixture.weights.items() if weight), key=lambda one: (-one[1], one)
+    )
+    domains: list[Json] = [[name, weight, shares[name]] for name, weight in named]
+    report: dict[str, Json] = {
+        "kind": "specialist",
+        "version": 1,
+        "blobs": call.params["blobs"],
+        "domains": domains,
+        **call.params["facts"],
+    }
+    return TaskOutput(files={"report": call.write_json("report", report)})
 
 
 def fit_instantiate(call: TaskCall) -> TaskOutput:

@@ -19,7 +19,7 @@ from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels, join_labels
 from sampling.near_duplicates import fit_near_duplicates
 from sampling.partition_scores import score_distance, score_source
-from sampling.soup import fit_instantiate, fit_source_mixtures
+from sampling.soup import fit_instantiate, fit_mixture, fit_source_mixtures, fit_specialist
 from sampling.targets import fit_target_histogram
 from sampling.taskio import BlobReader, LocalBlobs, Progress, TaskCall, TaskOutput, load_array
 
@@ -82,6 +82,8 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "near_duplicates"): fit_near_duplicates,
     ("fit", "source_mixtures"): fit_source_mixtures,
     ("fit", "instantiate"): fit_instantiate,
+    ("fit", "mixture"): fit_mixture,
+    ("fit", "specialist"): fit_specialist,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
     ("embed", ""): embed.embed_rows,

@@ -15,6 +15,7 @@ from potluck.ids import NO_DIGEST, Digest, Json, canonical_json
 from potluck.lm.optim.horizon import optimizer_facts
 from potluck.recipe import Origin, Schedule
 from potluck.specs.crisp import CrispSpec
+from potluck.specs.sections import CommonSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.soup import SoupSpec
 
@@ -88,7 +89,7 @@ def serving_json(
 
 
 def want_contest(
-    spec: SingleSpec | CrispSpec | SoupSpec,
+    spec: CommonSpec,
     wishes: Wishes,
     tokens: Digest,
     split: str,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator.plans import cluster, crisp, single, smalltalk, soup
+from coordinator.plans import cluster, crisp, instantiate, single, smalltalk, soup
 from coordinator.plans.base import CorpusFacts, Results, Wanted
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
+from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import spec_from_json
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
@@ -33,5 +34,7 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
             return cluster.advance(spec, corpus, results)
         case SoupSpec():
             return soup.advance(spec, corpus, results)
+        case InstantiateSpec():
+            return instantiate.advance(spec, corpus, results)
         case _:
             assert_never(spec)

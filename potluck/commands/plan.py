@@ -25,6 +25,7 @@ from potluck.sizing import SAFETY, Commits, Cost, Machine, Sized, choose, commit
 from potluck.specfile import same_call, spec_text
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
+from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
 from potluck.specs.soup import SoupSpec
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
     if isinstance(spec, SmallTalkSpec):
         _show(spec, cost_of(spec), text, output)
-    elif not isinstance(spec, ClusterSpec):
+    elif not isinstance(spec, ClusterSpec | InstantiateSpec):
         _show_single(spec, text, output)
     for line in horizons(spec):
         output.line(line)

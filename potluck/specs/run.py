@@ -16,19 +16,28 @@ from potluck.ids import Digest
 from potluck.jsontext import read_json
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec
+from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.sections import require
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.specs.soup import SoupSpec
 
-RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec
-SpecClass = type[SmallTalkSpec] | type[SingleSpec] | type[CrispSpec] | type[ClusterSpec] | type[SoupSpec]
+RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec | InstantiateSpec
+SpecClass = (
+    type[SmallTalkSpec]
+    | type[SingleSpec]
+    | type[CrispSpec]
+    | type[ClusterSpec]
+    | type[SoupSpec]
+    | type[InstantiateSpec]
+)
 METHODS: Mapping[str, SpecClass] = {
     "smalltalk": SmallTalkSpec,
     "single": SingleSpec,
     "crisp": CrispSpec,
     "cluster": ClusterSpec,
     "soup": SoupSpec,
+    "instantiate": InstantiateSpec,
 }
 DEFAULT_METHOD = "smalltalk"
 UNKNOWN_DIGEST = Digest("0" * 64)
@@ -103,6 +112,9 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     require(isinstance(data, str) and bool(data), "data", data, 'a folder or file of text, or "demo"')
     require(isinstance(name, str) and 0 < len(name) <= 64, "name", name, "1 to 64 characters")
     require(isinstance(priority, int), "priority", priority, "an integer")
+    if method_of(body) is InstantiateSpec:
+        fix = "`potluck soup RUN` makes a specialist of a soup"
+        raise SpecError("spec.no-file", 'method = "instantiate" has no spec file: it names blobs of a run', fix)
     if "corpus" in body:
         raise SpecError("spec.unknown-key", "unknown key corpus", 'write data = "folder"; the digest is computed')
     allowed = {item.name for item in fields(method_of(body))} - {"corpus"}
