@@ -12,7 +12,7 @@ import numpy as np
 
 from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
-from sampling import cards, cluster, compare, contest, embed, partition, scoring, tokens
+from sampling import cards, cluster, compare, contest, embed, partition, scoring, soup_rounds, tokens
 from sampling.assign import balanced_assignment
 from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
@@ -102,4 +102,11 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("eval", "compare"): compare.eval_compare,
     ("eval", "contest"): contest.eval_contest,
     ("eval", "gate"): eval_gate,
+    ("outer_step", "begin"): soup_rounds.begin,
+    ("train", "gradients"): soup_rounds.part_gradients,
+    ("outer_step", "common"): soup_rounds.outer_common,
+    ("outer_step", "bank"): soup_rounds.outer_bank,
+    ("train", "local_steps"): soup_rounds.part_steps,
+    ("outer_step", "average"): soup_rounds.outer_average,
+    ("outer_step", "assemble"): soup_rounds.assemble,
 }

@@ -45,7 +45,7 @@ def advance(spec: SoupSpec, corpus: CorpusFacts, results: Results) -> Wanted:
 
 
 def _train(spec: SoupSpec, models: Models) -> Wanted:
-    examiner, wishes = models.examiner, models.examiner.wishes
+    examiner, wishes, rounds = models.examiner, models.examiner.wishes, models.rounds
     trainings = [one for one in (models.soup, models.generic, models.constant) if one is not None]
 
     def natural(commit: CommittedStep) -> Digest | None:
@@ -70,7 +70,8 @@ def _train(spec: SoupSpec, models: Models) -> Wanted:
     outcome = _outcome(spec, models, targets) if targets is not None else None
     if outcome is None or not probed.is_complete:
         done = all(examiner.final_weights(training) is not None for training in trainings)
-        return wishes.wanted("evaluating" if done else "training", publish=publish, serving_json=serving)
+        training = "training" if rounds is None or examiner.final_weights(models.soup) is not None else rounds.stage
+        return wishes.wanted("evaluating" if done else training, publish=publish, serving_json=serving)
     return wishes.wanted(last_stage([probed]), publish=publish, outcome=outcome, serving_json=serving)
 
 
@@ -111,9 +112,8 @@ def _outcome(spec: SoupSpec, models: Models, targets: SourceMixtures) -> Finishe
     )
     if contest is None:
         return None
-    wishes = models.examiner.wishes
     curves: dict[str, Json] = {
-        training.label: wishes.loss_curve(training.recipe.id)
+        training.label: models.loss_curve(training)
         for training in (models.soup, models.generic, models.constant)
         if training is not None
     }

@@ -11,10 +11,12 @@ from coordinator.plans.held_out import EVAL_RANK, Examiner
 from coordinator.plans.one_model import model_training
 from coordinator.plans.partition import Divider, Domains, Labelled
 from coordinator.plans.seeds import derive
+from coordinator.plans.soup_rounds import Rounds, StandIn, Walked
 from coordinator.plans.trainings import CONTROL_RANK, FIRST_RANK, Bank, Training, cosine, make_training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json, canonical_json
 from potluck.lm.memory import FLOAT_BYTES
+from potluck.lm.soup_spread import Spread
 from potluck.recipe import Clustered, Mixtures, Segment
 from potluck.specs.soup import SoupSpec
 
@@ -46,14 +48,38 @@ class Models:
 
     @cached_property
     def soup(self) -> Training:
-        return self._soup(NATURAL, FIRST_RANK, self.bank)
+        """A lineage, unless it is spread."""
+        training, data = self._soup(NATURAL, FIRST_RANK, self.bank, self.spec.spread)
+        if self.spec.spread.parts == 1:
+            self._want_lineage(training, data)
+        return training
+
+    @cached_property
+    def rounds(self) -> Walked | None:
+        """How far a spread soup has come; from then on the results have its checkpoints. None if it is a lineage."""
+        if self.spec.spread.parts == 1:
+            return None
+        training, data = self._soup(NATURAL, FIRST_RANK, self.bank, self.spec.spread)
+        wishes = self.examiner.wishes
+        walked = Rounds(wishes=wishes, training=training, data=data, spread=self.spec.spread).walk()
+        wishes.results = StandIn(results=wishes.results, lineage=training.recipe.id, chain=walked.chain)
+        return walked
+
+    def loss_curve(self, training: Training) -> list[Json]:
+        """[step, loss] of a lineage, or of the spread soup."""
+        if self.rounds is not None and training is self.soup:
+            return self.rounds.loss_curve()
+        return self.examiner.wishes.loss_curve(training.recipe.id)
 
     @cached_property
     def constant(self) -> Training | None:
         if not self.spec.controls.constant:
             return None
         config = self.spec.bank.config(self.bank.config.domains, coefficients="constant")
-        return self._soup(CONSTANT, CONTROL_RANK, Bank(config=config, cost=self.bank.cost))
+        bank = Bank(config=config, cost=self.spec.cost(config.domains, parts=1))
+        training, data = self._soup(CONSTANT, CONTROL_RANK, bank, Spread())
+        self._want_lineage(training, data)
+        return training
 
     @cached_property
     def generic(self) -> Training | None:
@@ -140,7 +166,11 @@ class Models:
         )
         return None if assigned is None else {"held-00000": assigned.blobs["labels"]}
 
-    def _soup(self, name: str, rank: int, bank: Bank) -> Training:
+    def _want_lineage(self, training: Training, data: Mixtures) -> None:
+        segment = Segment(index=0, start_step=0, end_step=training.total_steps, data=data)
+        self.examiner.wishes.lineage(training.wanted((segment,)))
+
+    def _soup(self, name: str, rank: int, bank: Bank, spread: Spread) -> tuple[Training, Mixtures]:
         spec, how = self.spec, self.spec.training
         data = Mixtures(
             tokens=self.examiner.text.tokens,
@@ -152,6 +182,7 @@ class Models:
             support=spec.bank.support,
             natural_share=spec.bank.natural_share,
         )
+        divided = {"spread": to_mapping(spread)} if spread.parts > 1 else {}
         training = make_training(
             spec,
             role="soup",
@@ -167,11 +198,9 @@ class Models:
             inputs=spec.text.sequence_length,
             columns=spec.text.sequence_length + 1,
             init_seed=derive(spec.seed, "dense"),
-            rule=canonical_json({"rule": "mixtures", **to_mapping(data)}),
+            rule=canonical_json({"rule": "mixtures", **to_mapping(data), **divided}),
             label=name,
             rank=rank,
             bank=bank,
         )
-        segment = Segment(index=0, start_step=0, end_step=training.total_steps, data=data)
-        self.examiner.wishes.lineage(training.wanted((segment,)))
-        return training
+        return training, data

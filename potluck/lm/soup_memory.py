@@ -36,10 +36,12 @@ def soup_cost(
     sequence: int,
     profile: Profile,
     optimizer: OptimizerConfig,
+    parts: int = 1,
 ) -> SoupCost:
     """Args:
     per_step: mixtures a step, each a model of its own and a gradient as large.
     batch_size: rows a step, of all its mixtures together.
+    parts: nodes that train it together, each with the optimizer's state of its own experts.
     """
     bank, phi = bank_parameters(model, soup), coefficient_parameters(soup)
     one = predict_lease_bytes(
@@ -47,7 +49,7 @@ def soup_cost(
     )
     state = optimizer_bytes(model, optimizer) / (FLOAT_BYTES * model.num_parameters)
     # Weights, gradients and state, and the copy of weights and state that a checkpoint is written from.
-    held = (bank + phi) * FLOAT_BYTES * (2 + state + 1 + state)
+    held = (bank + phi) * FLOAT_BYTES * (2 + 1 + 2 * state / parts)
     models = 2 * per_step * FLOAT_BYTES * model.num_parameters
     moved = bank * (2 + 1 + OPTIMIZER_PASSES) + 4 * per_step * model.num_parameters
     return SoupCost(
@@ -58,6 +60,17 @@ def soup_cost(
         checkpoint_bytes=int((model.num_parameters + bank + phi) * FLOAT_BYTES * (1 + state)),
         flops=3.0 * 2 * per_step * soup.experts * model.num_parameters,
     )
+
+
+def soup_serving_bytes(model: ModelConfig, soup: SoupConfig) -> int:
+    """Of who serves a soup: shared model, bank and coefficients, and making one model of them."""
+    held = model.num_parameters + bank_parameters(model, soup) + coefficient_parameters(soup)
+    return FLOAT_BYTES * held + making_bytes(model)
+
+
+def making_bytes(model: ModelConfig) -> int:
+    """Peak of making one model of a soup: the model, the vector it is made in, and that vector's parts or digest."""
+    return 3 * FLOAT_BYTES * model.num_parameters
 
 
 def bank_parameters(model: ModelConfig, soup: SoupConfig) -> int:

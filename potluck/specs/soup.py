@@ -6,13 +6,18 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from potluck.config import added
 from potluck.lm.config import ModelConfig
 from potluck.lm.soup_config import SoupConfig
 from potluck.lm.soup_memory import SoupCost, soup_cost
-from potluck.recipe import require_shares
+from potluck.lm.soup_spread import Spread
+from potluck.recipe import AdEMAMixConfig, require_shares
 from potluck.specs.partition import PartitionSpec
 from potluck.specs.sections import CommonSpec, ModelShape, require
 from potluck.specs.single import TrainingSpec
+
+MAX_ROUNDS = 2000
+"""Of a spread soup: the coordinator keeps each round's results until the run ends, and walks through them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,7 @@ class SoupSpec(CommonSpec):
     partition: PartitionSpec = field(default_factory=lambda: PartitionSpec(by="source"))
     bank: BankSpec = field(default_factory=BankSpec)
     controls: SoupControls = field(default_factory=SoupControls)
+    spread: Spread = added(Spread())  # noqa: RUF009 - a frozen value
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +95,8 @@ class SoupSpec(CommonSpec):
         require(self.profile.processes == 1, "profile.processes", self.profile.processes, "1; nodes share a soup")
         require_shares(batch // per_step, self.profile)
         require(not self.memory_mib, "memory_mib", self.memory_mib, "0; set profile.micro_batch")
+        if self.spread.parts > 1:
+            self._require_spread()
 
     def resolved(self) -> SoupSpec:
         """Presets become numbers."""
@@ -99,8 +107,13 @@ class SoupSpec(CommonSpec):
             vocab=self.text.vocab_size, context=self.text.sequence_length + 1, attention=self.text.attention
         )
 
-    def cost(self, domains: int = 0) -> SoupCost:
-        """What the bank takes on a node; domains that are not known yet are taken for a few: phi is small."""
+    def cost(self, domains: int = 0, *, parts: int = 0) -> SoupCost:
+        """What the bank takes on a node.
+
+        Args:
+            domains: if they are known yet; they matter to phi alone, which is small.
+            parts: other than those it is spread over.
+        """
         return soup_cost(
             self.full_model(),
             self.bank.config(domains or self._domains),
@@ -109,7 +122,24 @@ class SoupSpec(CommonSpec):
             sequence=self.text.sequence_length,
             profile=self.profile,
             optimizer=self.optimizer,
+            parts=parts or self.spread.parts,
         )
+
+    def _require_spread(self) -> None:
+        """Refuses what tasks cannot do, or not with the bits of one node."""
+        parts, local = self.spread.parts, self.spread.local_steps
+        for name in ("experts", "mixtures_per_step"):
+            value = getattr(self.bank, name)
+            require(value % parts == 0, f"bank.{name}", value, f"a multiple of {parts} spread.parts")
+        require(not self.bank.rank, "bank.rank", self.bank.rank, "0 where spread.parts is above 1")
+        own, plain = self.profile, "{}, which is what tasks run with, where spread.parts is above 1"
+        for name, wanted in (("device", "cpu"), ("threads", 1), ("compile", False)):
+            require(getattr(own, name) == wanted, f"profile.{name}", getattr(own, name), plain.format(wanted))
+        narrow = isinstance(self.optimizer, AdEMAMixConfig) and self.optimizer.slow_dtype == "bfloat16"
+        require(not narrow, "optimizer.slow_dtype", "bfloat16", "float32 where spread.parts is above 1")
+        rounds, steps = self.spread.rounds(self.training.steps), self.training.steps
+        least = f"{-(-steps // MAX_ROUNDS)} or more: {steps} steps in at most {MAX_ROUNDS} rounds, not {rounds}"
+        require(rounds <= MAX_ROUNDS, "spread.local_steps", local, least)
 
     @property
     def _domains(self) -> int:
