@@ -61,7 +61,9 @@ class Serving:
         self._notes = notes
         self._fetch = fetch
         self._publish = publish
+        self._assigned: tuple[Slot, ...] = ()
         self._states: dict[Slot, SlotState] = {}
+        """Of what is assigned, and of what it supersedes until that is ready."""
         self._loads: dict[Digest, asyncio.Task[None]] = {}
         self._child: Child | None = None
         self._crashes = 0
@@ -74,10 +76,16 @@ class Serving:
         return tuple(self._states.values())
 
     async def assign(self, slots: Sequence[Slot]) -> None:
-        """The whole of what to serve; replaces what was said before. Models in use stay loaded."""
+        """The whole of what to serve; replaces what was said before. Models in use stay loaded.
+
+        A slot that gets other weights is served with those it has until the new ones are ready.
+        """
+        self._assigned = tuple(slots)
         before = {slot.weights for slot in self._states}
         kept = {slot: state for slot, state in self._states.items() if state.state != "failed"}
-        self._states = {s: kept.get(s) or SlotState(slot=s, state="loading") for s in slots}
+        names = {(slot.run, slot.slot) for slot in slots if slot not in kept}
+        old = {s: state for s, state in kept.items() if state.state == "ready" and (s.run, s.slot) in names}
+        self._states = old | {s: kept.get(s) or SlotState(slot=s, state="loading") for s in slots}
         after = {slot.weights for slot in self._states}
         for weights in before - after:
             self._stop_loading(weights)
@@ -91,6 +99,7 @@ class Serving:
         for slot, state in list(self._states.items()):
             if state.state == "loading":
                 self._start_loading(slot)
+        self._drop_superseded()
         self._publish(self.states)
 
     def ask(self, asker: Asker, request: int, message: Message) -> None:
@@ -175,6 +184,7 @@ class Serving:
             case "loaded":
                 self._crashes = 0
                 self._set(message["weights"], "ready")
+                self._drop_superseded()
                 self._publish(self.states)
             case "load-failed":
                 self._set(message["weights"], "failed", f"[{message['error_id']}] {message['message']}")
@@ -203,8 +213,8 @@ class Serving:
         for weights in list(self._loads):
             self._stop_loading(weights)
         if self._crashes < MAX_CRASHES:
-            self._states = {slot: SlotState(slot=slot, state="loading") for slot in self._states}
-            await self.assign(tuple(self._states))
+            self._states = {slot: SlotState(slot=slot, state="loading") for slot in self._assigned}
+            await self.assign(self._assigned)
             return
         # Tried anew when the coordinator next says what to serve.
         self._crashes = 0
@@ -216,6 +226,13 @@ class Serving:
         for slot, old in self._states.items():
             if slot.weights == weights:
                 self._states[slot] = replace(old, state=state, reason=reason)
+
+    def _drop_superseded(self) -> None:
+        ready = {(s.run, s.slot) for s in self._assigned if self._states[s].state == "ready"}
+        for old in [s for s in self._states if s not in self._assigned and (s.run, s.slot) in ready]:
+            del self._states[old]
+            if all(slot.weights != old.weights for slot in self._states):
+                self._send({"type": "unload", "weights": old.weights})
 
     def _forget(self, key: int) -> None:
         asker, request = self._askers.pop(key)

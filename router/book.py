@@ -99,6 +99,10 @@ class ViewBook:
         """The latest of a run that is in memory, current or waiting."""
         return self._waiting.get(run) or self._current.get(run)
 
+    def is_current(self, loaded: Loaded) -> bool:
+        """Whether requests of its run are worked under it."""
+        return self._current.get(loaded.view.run) is loaded
+
     def pick(self, run: str) -> Loaded:
         """The view of a run by id, name or unique prefix of its id; empty means the newest.
 

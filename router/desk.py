@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from potluck.client_values import NOT_ROUTED, Generated, Routed, Scored
-from potluck.errors import ResourceError, UsageError
+from potluck.errors import NotReachable, ResourceError, UsageError
 from potluck.lm.stopping import StopScanner
 from router.book import Loaded, ViewBook
 from router.choose import Decision
@@ -44,6 +44,10 @@ class Placed:
     slot: str
     expert: int
     """The slot's index, or `NOT_ROUTED` for a slot that is no expert."""
+
+    @property
+    def key(self) -> ReplicaKey:
+        return self.loaded.view.key(self.slot)
 
 
 def checked_sampling(*, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
@@ -115,12 +119,15 @@ class Desk:
             UsageError: as `route`, and ``usage.unknown-slot``.
             NotReachable, ResourceError: as `route` and `Fleet.score`.
         """
-        placed = await self._place(prompt, run=run, slot=slot)
-        key = placed.loaded.view.key(placed.slot)
-        log_probs: tuple[float, ...] = ()
-        if len(placed.ids) > 1:
-            await self._await_replica(key)
-            log_probs = await self._fleet.score(key, placed.ids)
+        while True:
+            placed = await self._place(prompt, run=run, slot=slot)
+            try:
+                log_probs = await self._score(placed)
+                break
+            except NotReachable:
+                if self._book.is_current(placed.loaded):
+                    raise
+        key = placed.key
         self._on_answered(placed.loaded, placed.ids)
         return Scored(
             expert=placed.expert,
@@ -144,31 +151,49 @@ class Desk:
             NotReachable, ResourceError, ReplicaLost: as `Fleet.generate`.
         """
         scanner = StopScanner(stop)
-        placed = await self._place(prompt, run=run, slot=slot)
-        key = placed.loaded.view.key(placed.slot)
-        stream = StoppedText(placed.loaded.scorer.text_stream(), scanner)
-        await self._await_replica(key)
-        answered = False
-        try:
-            async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
-                async for piece in pieces:
-                    placed.loaded.scorer.check(piece.ids)
-                    ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
-                    if stream.stopped:
-                        await pieces.aclose()  # Ends the node's work before anybody is told.
-                    answered = True
-                    yield Generated(
-                        ids=ids,
-                        text=text,
-                        expert=placed.expert,
-                        view_version=placed.loaded.version,
-                        run=key.run,
-                        weights=key.weights,
-                        finish="stop" if stream.stopped else piece.finish,
-                    )
-        finally:
-            if answered:
-                self._on_answered(placed.loaded, placed.ids)
+        while True:
+            placed = await self._place(prompt, run=run, slot=slot)
+            answered = False
+            try:
+                async with aclosing(self._answer(placed, sampling, scanner)) as pieces:
+                    async for piece in pieces:
+                        answered = True
+                        yield piece
+                return
+            except NotReachable:
+                # A view that was replaced meanwhile has lost its replicas; nothing has been said under it yet.
+                if answered or self._book.is_current(placed.loaded):
+                    raise
+            finally:
+                if answered:
+                    self._on_answered(placed.loaded, placed.ids)
+
+    async def _answer(
+        self, placed: Placed, sampling: Sampling, scanner: StopScanner
+    ) -> AsyncGenerator[Generated, None]:
+        await self._await_replica(placed)
+        key, stream = placed.key, StoppedText(placed.loaded.scorer.text_stream(), scanner)
+        async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
+            async for piece in pieces:
+                placed.loaded.scorer.check(piece.ids)
+                ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
+                if stream.stopped:
+                    await pieces.aclose()  # Ends the node's work before anybody is told.
+                yield Generated(
+                    ids=ids,
+                    text=text,
+                    expert=placed.expert,
+                    view_version=placed.loaded.version,
+                    run=key.run,
+                    weights=key.weights,
+                    finish="stop" if stream.stopped else piece.finish,
+                )
+
+    async def _score(self, placed: Placed) -> tuple[float, ...]:
+        if len(placed.ids) < 2:
+            return ()
+        await self._await_replica(placed)
+        return await self._fleet.score(placed.key, placed.ids)
 
     async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:
         loaded = await self._pick(run)
@@ -189,9 +214,11 @@ class Desk:
         await self._patience.wait_for(lambda: self._book.newest is not None)
         return self._book.pick(run)
 
-    async def _await_replica(self, key: ReplicaKey) -> None:
+    async def _await_replica(self, placed: Placed) -> None:
         """Nodes attach and load models after the router has its view; the fleet says so if none came."""
-        await self._patience.wait_for(lambda: key in self._fleet.ready)
+        await self._patience.wait_for(
+            lambda: placed.key in self._fleet.ready or not self._book.is_current(placed.loaded)
+        )
 
     async def _decide(self, loaded: Loaded, prompt: Prompt) -> tuple[tuple[int, ...], Decision]:
         def blocking() -> tuple[tuple[int, ...], Decision]:

@@ -83,7 +83,7 @@ class RouterTwin(expert_pb2_grpc.ExpertServiceServicer):
                 return
 
 
-def weights_file(folder: Path) -> Path:
+def weights_file(folder: Path, *, seed: int = 3) -> Path:
     recipe = Recipe(
         role="expert",
         index=0,
@@ -92,7 +92,7 @@ def weights_file(folder: Path) -> Path:
         schedule=Schedule(kind="constant", learning_rate=1e-3, warmup_steps=1, total_steps=4),
         batch_size=2,
         columns=MODEL.context,
-        init_seed=3,
+        init_seed=seed,
         data_rule="{}",
         commit_every=2,
     )
@@ -105,7 +105,8 @@ def slot_of(weights: Path, name: str = "expert-0") -> Slot:
 
 
 @asynccontextmanager
-async def serving_node(folder: Path, weights: Path) -> AsyncIterator[tuple[Serving, RouterTwin]]:
+async def serving_node(folder: Path, weights: Path, *others: Path) -> AsyncIterator[tuple[Serving, RouterTwin]]:
+    files = {digest_file(path): path for path in (weights, *others)}
     twin = RouterTwin()
     server = new_server([Guard()])
     expert_pb2_grpc.add_ExpertServiceServicer_to_server(twin, server)
@@ -118,7 +119,7 @@ async def serving_node(folder: Path, weights: Path) -> AsyncIterator[tuple[Servi
     attached: list[Attachments] = []
 
     async def fetch(digest: Digest) -> Path:
-        return weights
+        return files[digest]
 
     def publish(states: tuple[SlotState, ...]) -> None:
         for each in attached:
@@ -260,6 +261,34 @@ def test_a_killed_serving_child_fails_its_requests_and_serves_again(tmp_path: Pa
             await twin.until(lambda: twin.ready() == {"expert-0"})
             await twin.down.put(generate_work(weights, 2, max_tokens=3, credit=3))
             await twin.until(lambda: twin.finish(2) != "")
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_with_new_weights_is_served_with_the_old_ones_until_the_new_are_ready_or_for_good_if_they_never_are(
+    tmp_path: Path,
+) -> None:
+    old, new = weights_file(tmp_path / "old"), weights_file(tmp_path / "new", seed=5)
+    torn = tmp_path / "torn"
+    torn.write_bytes(b"no weights")
+
+    async def scenario() -> None:
+        async with serving_node(tmp_path, old, new, torn) as (serving, twin):
+
+            def told() -> list[tuple[Digest, str]]:
+                return [(state.slot.weights, state.state) for state in serving.states]
+
+            await serving.assign([slot_of(torn)])
+            await twin.until(lambda: told() == [(digest_file(old), "ready"), (digest_file(torn), "failed")])
+            await twin.down.put(generate_work(old, 1, max_tokens=3, credit=3))
+            await twin.until(lambda: twin.finish(1) != "")
+            await serving.assign([slot_of(new)])
+            assert told() == [(digest_file(old), "ready"), (digest_file(new), "loading")]
+            await twin.until(lambda: told() == [(digest_file(new), "ready")])
+            await twin.down.put(generate_work(old, 2, max_tokens=3, credit=3))
+            await twin.down.put(generate_work(new, 3, max_tokens=3, credit=3))
+            await twin.until(lambda: twin.finish(3) != "")
+            assert twin.failures() == {2: "refused.not-served"}
 
     asyncio.run(scenario())
 
