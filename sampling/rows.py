@@ -9,14 +9,18 @@ import numpy as np
 
 from potluck.ids import Digest
 from sampling.permute import permute
-from sampling.taskio import BlobReader, load_array
+from sampling.taskio import BlobReader, let_go, load_array
 
 META_SOURCE, META_PACK, META_TARGETS = 0, 1, 2
 """Columns of a row's meta: source (index in the manifest's `sources`), pack id (-1 in train), real targets."""
 
 
 class TokenRows:
-    """The rows of one split, over all shards, as if they were one array."""
+    """The rows of one split, over all shards, as if they were one array.
+
+    Shards stay mapped, but what was read of them is let go at once: else it would count as this process's memory,
+    and of newer kernels each row brings 2 MiB around it.
+    """
 
     def __init__(self, manifest: Mapping[str, Any], blobs: BlobReader, split: str) -> None:
         self.sequence_length = int(manifest["sequence_length"])
@@ -38,6 +42,7 @@ class TokenRows:
         out = np.empty((len(indices), self.sequence_length + 1), dtype=np.uint16)
         for part, where, local in self._located(indices):
             out[where] = self._rows[part][local]
+            let_go(self._rows[part])
         return out
 
     def meta(self, indices: np.ndarray) -> np.ndarray:
@@ -45,6 +50,7 @@ class TokenRows:
         out = np.empty((len(indices), 3), dtype=np.int32)
         for part, where, local in self._located(indices):
             out[where] = self._meta[part][local]
+            let_go(self._meta[part])
             held_out = where[out[where, META_PACK] >= 0]
             out[held_out, META_PACK] += self._pack_offsets[part]
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,3 +121,9 @@ def load_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in PLAIN_KINDS:
         raise DataError("data.bad-array", f"{path.name} is no array of plain numbers", "make it again")
     return array
+
+
+def let_go(array: np.ndarray) -> None:
+    """Gives the pages of a mapped array back to the system, which reads them again when they are asked for."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such thing
+        array.base.madvise(mmap.MADV_DONTNEED)
