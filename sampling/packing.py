@@ -57,12 +57,12 @@ def pack_train(lists: Sequence[Sequence[Document]], sequence_length: int) -> Pac
     """Full rows, document after document."""
     rows, meta = [], []
     for documents in lists:
-        tokens, owner = _joined(documents)
+        tokens, ends = _joined(documents)
         count = max(0, (len(tokens) - 1) // sequence_length)
         if count:
             rows.append(_strided(tokens[: count * sequence_length + 1], sequence_length))
             first = np.arange(count) * sequence_length
-            meta.append(_meta(owner[first], -1, np.full(count, sequence_length)))
+            meta.append(_meta(_sources_at(documents, ends, first), -1, np.full(count, sequence_length)))
     return _packed(rows, meta, 0, sequence_length)
 
 
@@ -72,14 +72,15 @@ def pack_held_out(lists: Sequence[Sequence[Document]], sequence_length: int) -> 
     num_packs = 0
     for documents in lists:
         for pack in _packs(documents, sequence_length):
-            tokens, owner = _joined(pack)
+            tokens, ends = _joined(pack)
             targets = len(tokens) - 1
             count = -(-targets // sequence_length)
             padded = np.full(count * sequence_length + 1, EOD_ID, dtype=np.uint16)
             padded[: len(tokens)] = tokens
             first = np.arange(count) * sequence_length
             rows.append(_strided(padded, sequence_length))
-            meta.append(_meta(owner[first], num_packs, np.minimum(targets - first, sequence_length)))
+            sources = _sources_at(pack, ends, first)
+            meta.append(_meta(sources, num_packs, np.minimum(targets - first, sequence_length)))
             num_packs += 1
     return _packed(rows, meta, num_packs, sequence_length)
 
@@ -100,11 +101,17 @@ def _packs(documents: Sequence[Document], sequence_length: int) -> list[list[Doc
 
 
 def _joined(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens, and where each document ends among them."""
     if not documents:
-        return np.empty(0, dtype=np.uint16), np.empty(0, dtype=np.int32)
-    lengths = [len(document.tokens) for document in documents]
+        return np.empty(0, dtype=np.uint16), np.empty(0, dtype=np.int64)
+    ends = np.cumsum([len(document.tokens) for document in documents])
+    return np.concatenate([document.tokens for document in documents]), ends
+
+
+def _sources_at(documents: Sequence[Document], ends: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """int32 [places]: the sources of the documents that hold the tokens at these places."""
     sources = np.array([document.source for document in documents], dtype=np.int32)
-    return np.concatenate([document.tokens for document in documents]), np.repeat(sources, lengths)
+    return sources[np.searchsorted(ends, places, side="right")]
 
 
 def _strided(tokens: np.ndarray, sequence_length: int) -> np.ndarray:

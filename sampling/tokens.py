@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from potluck.errors import CorpusError
 from potluck.ids import Digest, Json, digest_file
-from sampling.bpe import EOD_ID, bytes_per_token, encode, load_tokenizer, sample_train_text, train_bpe
+from sampling.bpe import EOD_ID, FIGURE_BYTES, bytes_per_token, encode, load_tokenizer, sample_train_text, train_bpe
 from sampling.packing import Document, Packed, order_documents, pack_held_out, pack_train
 from sampling.splits import SPLITS
 from sampling.taskio import Progress, TaskCall, TaskOutput
@@ -26,18 +27,27 @@ def fit_bpe(call: TaskCall) -> TaskOutput:
     manifest = call.json("corpus_manifest")
     shards = [call.blobs.path(Digest(shard["digest"])) for shard in manifest["shards"]]
     train_bytes = sum(source["splits"]["train"] for source in manifest["sources"].values())
-    texts = list(sample_train_text(shards, int(params["sample_bytes"]), train_bytes, int(params["seed"])))
-    call.progress(0.2)
-    tokenizer = train_bpe(texts, int(params["vocab_size"]))
+    measured: list[str] = []
+    sampled_bytes = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal sampled_bytes
+        for text in sample_train_text(shards, int(params["sample_bytes"]), train_bytes, int(params["seed"])):
+            if sampled_bytes < FIGURE_BYTES:
+                measured.append(text)
+            sampled_bytes += len(text.encode())
+            yield text
+
+    tokenizer = train_bpe(texts(), int(params["vocab_size"]))
     path = call.out / "tokenizer.json"
     path.write_text(tokenizer.to_str(), encoding="utf-8")
     call.progress(0.9)
     return TaskOutput(
         files={"tokenizer": path},
         figures={
-            "bytes_per_token": bytes_per_token(load_tokenizer(path), texts),
+            "bytes_per_token": bytes_per_token(load_tokenizer(path), measured),
             "vocab_size": tokenizer.get_vocab_size(),
-            "sample_bytes": sum(len(text.encode()) for text in texts),
+            "sample_bytes": sampled_bytes,
         },
     )
 
@@ -126,28 +136,30 @@ def read_documents(
     shard: Path, tokenizer_path: Path, names: Sequence[str], progress: Progress
 ) -> dict[str, list[Document]]:
     """Documents of each split in shard order; successive sections of one id are joined, `<eod>` added."""
-    tokenizer = load_tokenizer(tokenizer_path)
     index = {name: i for i, name in enumerate(names)}
-    sections: list[tuple[str, str, str]] = []
-    texts: list[str] = []
-    with shard.open(encoding="utf-8") as lines:
-        for line in lines:
-            section = json.loads(line)
-            sections.append((section["split"], section["source"], section["id"]))
-            texts.append(section["text"])
-    ids: list[np.ndarray] = []
-    for begin in range(0, len(texts), ENCODE_SECTIONS):
-        ids.extend(encode(tokenizer, texts[begin : begin + ENCODE_SECTIONS]))
-        progress(0.9 * len(ids) / len(texts))
     documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
     end_of_document = np.array([EOD_ID], dtype=np.uint16)
-    begin = 0
-    for place, key in enumerate(sections):
-        if place + 1 == len(sections) or sections[place + 1] != key:
-            tokens = np.concatenate([*ids[begin : place + 1], end_of_document])
-            documents[key[0]].append(Document(source=index[key[1]], tokens=tokens))
-            begin = place + 1
+    for (split, source, _), sections in groupby(_encoded(shard, tokenizer_path, progress), key=lambda one: one[0]):
+        tokens = np.concatenate([*(ids for _, ids in sections), end_of_document])
+        documents[split].append(Document(source=index[source], tokens=tokens))
     return documents
+
+
+def _encoded(
+    shard: Path, tokenizer_path: Path, progress: Progress
+) -> Iterator[tuple[tuple[str, str, str], np.ndarray]]:
+    """(split, source, id) and tokens of each section, a block of sections in memory at a time."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    size = shard.stat().st_size
+    done = 0
+    with shard.open("rb") as lines:
+        while block := list(islice(lines, ENCODE_SECTIONS)):
+            sections = [json.loads(line) for line in block]
+            ids = encode(tokenizer, [section["text"] for section in sections])
+            for section, tokens in zip(sections, ids, strict=True):
+                yield (section["split"], section["source"], section["id"]), tokens
+            done += sum(len(line) for line in block)
+            progress(0.9 * done / size)
 
 
 def _by_source(packed: Packed, names: Sequence[str]) -> dict[str, Json]:
