@@ -1,20 +1,23 @@
-"""A router that dies in the middle of an answer."""
+"""A router or a node that dies before an answer, or in the middle of one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import psutil
 import pytest
 
 from potluck.client import Generated, RouterClient
 from potluck.errors import NotReachable
-from tests.chaos.world import Job, begin, deaths, dies_at, outcome, wait_killed
+from tests.chaos.world import Job, begin, children_of, deaths, dies_at, outcome, wait_killed, wait_said
 from tests.integration.harness import Cluster, Daemon
 
 MID_ANSWER = "router.mid-answer"
 PROMPT = tuple(range(20, 36))
 TOKENS = 12
+MANY = 1024
 
 
 def test_an_answer_cut_off_by_the_death_of_its_router_goes_on_from_the_tokens_received(
@@ -43,6 +46,43 @@ def test_an_answer_cut_off_by_the_death_of_its_router_goes_on_from_the_tokens_re
     assert lost.value.error_id == "net.router-lost"
     assert "tokens received so far" in lost.value.fix
     assert deaths(crash_log) == [MID_ANSWER]
+
+
+def test_a_node_killed_before_its_first_token_costs_no_answer_and_after_it_a_resumable_error(
+    job: Job, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start_coordinator()
+        nodes = {name: cluster.start_node(name) for name in "ab"}
+        outcome(cluster, begin(cluster, job))
+        router = cluster.start_router("r")
+        with RouterClient(cluster.admin, f"127.0.0.1:{router.ready['port']}") as client:
+            expected = tokens_of(client.generate(PROMPT, slot="expert-0", max_tokens=TOKENS))
+            wait_said(router, "node-attached node=" + str(nodes["a"].ready["node_id"]))
+            wait_said(router, "node-attached node=" + str(nodes["b"].ready["node_id"]))
+            processes = [psutil.Process(nodes["a"].popen.pid), *children_of(nodes["a"])]
+            for process in processes:
+                process.suspend()
+            with ThreadPoolExecutor(2) as asking:
+                # Each goes to the replica with the least to do: one to the node that will not answer.
+                both = [asking.submit(whole_answer, client) for _ in range(2)]
+                wait(both, return_when=FIRST_COMPLETED)
+                assert whole_answer(client) == expected
+                assert [future.done() for future in both].count(False) == 1, "one is still with the frozen node"
+                nodes["a"].kill()
+                assert [future.result() for future in both] == [expected, expected]
+            left = client.generate(PROMPT, slot="expert-0", max_tokens=MANY)
+            pieces = [next(left)]
+            nodes["b"].kill()
+            with pytest.raises(NotReachable) as lost:
+                pieces.extend(left)
+        assert lost.value.error_id == "net.replica-lost"
+        assert f"after {len(tokens_of(pieces))} tokens" in lost.value.message
+        assert "as ids to go on from there" in lost.value.fix
+
+
+def whole_answer(client: RouterClient) -> tuple[int, ...]:
+    return tokens_of(client.generate(PROMPT, slot="expert-0", max_tokens=TOKENS))
 
 
 def tokens_of(pieces: Iterable[Generated]) -> tuple[int, ...]:
