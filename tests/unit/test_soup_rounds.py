@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,18 @@ from potluck.ids import Digest, digest_file
 from potluck.lm.soup_spread import Spread
 from potluck.lm.tensors import load_tensors
 from potluck.recipe import AdEMAMixConfig, OptimizerConfig
-from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
-from potluck.specs.single import TrainingSpec
-from potluck.specs.soup import BankSpec, SoupControls, SoupSpec
-from sampling.ingest import Ingested, ingest
+from potluck.specs.soup import SoupSpec
+from sampling.ingest import Ingested
 from sampling.soup_rounds import average, nesterov
 from sampling.tasks import run_task
-from tests.reference.languages import write_languages
+from tests.integration.mixture_runs import corpus_of
+from tests.integration.soup_runs import soup_spec
 from tests.unit.soup_worlds import RealFold
-
-STEPS = 12
-
-
-def soup(corpus: Digest, **changes: Any) -> SoupSpec:
-    spec = SoupSpec(
-        method="soup",
-        corpus=corpus,
-        seed=3,
-        text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),
-        model=ModelShape(hidden=16, layers=1, heads=2, ffn=24),
-        training=TrainingSpec(steps=STEPS, batch_size=8, learning_rate=1e-2),
-        bank=BankSpec(experts=8, mixtures_per_step=4, support=2, hidden=8),
-        controls=SoupControls(generic=False, constant=False),
-        evaluation=EvalSpec(bootstrap_samples=100, probe_rows=8),
-    )
-    return replace(spec, **changes)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Ingested:
-    folder = tmp_path_factory.mktemp("corpus")
-    return ingest(write_languages(folder / "languages.jsonl", documents=30, seed=0), folder / "corpus")
+    return corpus_of(tmp_path_factory.mktemp("corpus"), documents=30)
 
 
 class Done:
@@ -70,7 +50,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def one_node(corpus: Ingested, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return Done(soup(corpus.digest), corpus, tmp_path_factory.mktemp("one"))
+    return Done(soup_spec(corpus.digest), corpus, tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -78,7 +58,7 @@ def test_with_one_local_step_the_weights_are_those_of_one_node_bit_by_bit(
     parts: int, one_node: Done, corpus: Ingested, tmp_path: Path
 ) -> None:
     """Of four parts the blocks of a product round otherwise than the whole product: see the decision page."""
-    spread = Done(soup(corpus.digest, spread=Spread(parts=parts)), corpus, tmp_path, seed=parts)
+    spread = Done(soup_spec(corpus.digest, spread=Spread(parts=parts)), corpus, tmp_path, seed=parts)
     assert spread.weights == one_node.weights
     assert spread.figures["headline"] == one_node.figures["headline"]
 
@@ -86,14 +66,14 @@ def test_with_one_local_step_the_weights_are_those_of_one_node_bit_by_bit(
 def test_ademamix_spreads_as_exactly(corpus: Ingested, tmp_path: Path) -> None:
     optimizer: OptimizerConfig = AdEMAMixConfig(alpha=4.0)
     one, two = (
-        Done(soup(corpus.digest, optimizer=optimizer, spread=Spread(parts=parts)), corpus, tmp_path / str(parts))
+        Done(soup_spec(corpus.digest, optimizer=optimizer, spread=Spread(parts=parts)), corpus, tmp_path / str(parts))
         for parts in (1, 2)
     )
     assert one.weights == two.weights
 
 
 def test_with_local_steps_the_order_of_tasks_changes_nothing(corpus: Ingested, tmp_path: Path) -> None:
-    spec = soup(corpus.digest, spread=Spread(parts=2, local_steps=5, outer_rate=0.7, outer_momentum=0.9))
+    spec = soup_spec(corpus.digest, spread=Spread(parts=2, local_steps=5, outer_rate=0.7, outer_momentum=0.9))
     one, other = (Done(spec, corpus, tmp_path / str(seed), seed=seed) for seed in (1, 2))
     assert one.weights == other.weights
     assert dict(one.figures) == dict(other.figures)
@@ -102,7 +82,7 @@ def test_with_local_steps_the_order_of_tasks_changes_nothing(corpus: Ingested, t
 
 
 def test_local_steps_train_every_expert_and_what_is_shared(one_node: Done, corpus: Ingested, tmp_path: Path) -> None:
-    far = Done(soup(corpus.digest, spread=Spread(parts=2, local_steps=4)), corpus, tmp_path)
+    far = Done(soup_spec(corpus.digest, spread=Spread(parts=2, local_steps=4)), corpus, tmp_path)
     tensors = far.tensors()
     assert set(tensors) == set(one_node.tensors())
     assert all(bool(row.any()) for row in tensors["bank.experts"])
@@ -111,9 +91,8 @@ def test_local_steps_train_every_expert_and_what_is_shared(one_node: Done, corpu
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_plain_average_is_one_part_where_both_went_the_same_way(corpus: Ingested, tmp_path: Path) -> None:
-    """Round 1 of two parts: the average of the parts' shared models, each of which it names as a change."""
-    done = Done(soup(corpus.digest, spread=Spread(parts=2, local_steps=6)), corpus, tmp_path)
+def test_without_momentum_what_is_shared_becomes_the_average_of_the_parts(corpus: Ingested, tmp_path: Path) -> None:
+    done = Done(soup_spec(corpus.digest, spread=Spread(parts=2, local_steps=6)), corpus, tmp_path)
     (first,) = done.fold.tasks_named("round 1: average")
     inputs = {name: load_tensors(done.fold.blobs.path(d)) for name, d in first.inputs if name.startswith("weights-")}
     after = load_tensors(done.fold.blobs.path(done.fold.done[first.id].blobs["common"]))
@@ -123,7 +102,7 @@ def test_a_plain_average_is_one_part_where_both_went_the_same_way(corpus: Ingest
 
 
 def test_the_inputs_of_two_soups_are_refused(one_node: Done, corpus: Ingested, tmp_path: Path) -> None:
-    done = Done(soup(corpus.digest, spread=Spread(parts=2)), corpus, tmp_path / "run")
+    done = Done(soup_spec(corpus.digest, spread=Spread(parts=2)), corpus, tmp_path / "run")
     (task,) = done.fold.tasks_named("round 2: part 1 of 2")
     inputs = {**dict(task.inputs), "weights-common": one_node.weights}
     (tmp_path / "out").mkdir()
@@ -134,7 +113,7 @@ def test_the_inputs_of_two_soups_are_refused(one_node: Done, corpus: Ingested, t
 
 
 def test_a_task_done_twice_gives_the_same_bytes(corpus: Ingested, tmp_path: Path) -> None:
-    done = Done(soup(corpus.digest, spread=Spread(parts=2, local_steps=6)), corpus, tmp_path / "run")
+    done = Done(soup_spec(corpus.digest, spread=Spread(parts=2, local_steps=6)), corpus, tmp_path / "run")
     for number, task in enumerate(done.fold.tasks_named("round 2")):
         out = tmp_path / str(number)
         out.mkdir()
