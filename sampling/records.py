@@ -62,7 +62,7 @@ def read_records(data: Path, files: list[Path], *, on_blank: Callable[[], None] 
     """
     in_folder = data.is_dir()
     for path in files:
-        relative = plain_name(path.relative_to(data).as_posix() if in_folder else path.name)
+        relative = plain_name(_utf8(path.relative_to(data).as_posix() if in_folder else path.name))
         default_source = _default_source(path, data) if in_folder else DEFAULT_SOURCE
         found: Iterator[Record | None]
         if path.suffix.lower() in TABLE_SUFFIXES:
@@ -76,6 +76,15 @@ def read_records(data: Path, files: list[Path], *, on_blank: Callable[[], None] 
                 on_blank()
             else:
                 yield record
+
+
+def _utf8(name: str) -> str:
+    """A file's name, for it names records."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CorpusError("corpus.not-utf8", f"the file name {name!a} is not UTF-8", "rename the file") from None
+    return name
 
 
 def _default_source(path: Path, data: Path) -> str:

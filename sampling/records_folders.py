@@ -91,13 +91,17 @@ def _require_ending(path: Path) -> None:
     if told and told != suffix:
         takes_its_place = told in TABLE_SUFFIXES or suffix in COMPRESSED_SUFFIXES | TABLE_SUFFIXES
         what = f"{path} begins like a {told} file"
-        fix = f"name it {path.stem if takes_its_place else path.name}{told}"
+        fix = f"name it {path.stem if takes_its_place else path.name}{told}, or leave it out"
         raise CorpusError("corpus.wrong-ending", what, fix)
     if told or suffix not in COMPRESSED_SUFFIXES | {".parquet"}:
         return
     if begins_like_parquet(path) or not path.stat().st_size:
         raise damaged(path, "its end", "it is cut off, the rest is missing")
-    raise CorpusError("corpus.wrong-ending", f"{path} does not begin like a {suffix} file", "name it after what it is")
+    raise CorpusError(
+        "corpus.wrong-ending",
+        f"{path} does not begin like a {suffix} file",
+        "name it after what it is, or leave it out",
+    )
 
 
 def _is_hidden(relative: Path) -> bool:

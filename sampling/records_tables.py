@@ -130,7 +130,9 @@ def _columns(path: Path, schema: Any, text_names: Sequence[str], other_names: Se
         listed = ", ".join(f"{name}: {kind}" for name, kind in list(types.items())[:NAMED_COLUMNS])
         more = ", ..." if len(types) > NAMED_COLUMNS else ""
         what = f"{path}: no column of strings named {wanted} (the columns are: {listed or 'none'}{more})"
-        raise CorpusError("corpus.no-text-field", what, "name the column of the text `text` and make it a string")
+        raise CorpusError(
+            "corpus.no-text-field", what, "call the text's column `text` and make it a string, or leave the file out"
+        )
     return [
         text_name,
         *(name for name in other_names if name in types and name != text_name and _is_plain(types[name])),

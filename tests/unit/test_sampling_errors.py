@@ -51,6 +51,7 @@ CASES: list[tuple[str, Writer, tuple[str, ...]]] = [
     ("corpus.empty", file_with("blank.jsonl", b'\n{"text": "  "}\n'), ("blank.jsonl",)),
     ("corpus.not-utf8", file_with("a.txt", b"one\ntwo \xe9 three"), ("a.txt, line 2", "0xe9", "offset 8")),
     ("corpus.not-utf8", file_with("a.jsonl", GOOD + b'{"text": "\xff"}\n'), ("a.jsonl, line 2", "offset 27")),
+    ("corpus.not-utf8", file_with("caf\udce9.txt", b"text"), ("'caf\\udce9.txt'",)),
     ("corpus.not-utf8", file_with("s.jsonl", b'{"text": "\\ud800"}\n'), ("s.jsonl, line 1", "surrogate")),
     ("corpus.not-json", file_with("b.jsonl", GOOD + b"\n{oops}\n"), ("b.jsonl, line 3",)),
     ("corpus.not-json", file_with("b.jsonl", b"[1, 2]\n"), ("line 1", "list, not an object")),
