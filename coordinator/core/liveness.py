@@ -14,7 +14,6 @@ from coordinator.core.events import (
     SessionOpened,
     TimePassed,
 )
-from coordinator.core.policy import Ask
 from coordinator.core.spares import Openings
 from coordinator.core.state import NO_FENCE, Lease, Lineage, Session, State
 from potluck.ids import Fence, NodeId
@@ -100,22 +99,21 @@ def on_serving_reported(state: State, event: ServingReported) -> list[Effect]:
 
 
 def wake_idle(state: State) -> list[Effect]:
-    """Calls nodes that were told there is nothing to do and could do something now."""
+    """Calls nodes that were told there is nothing to do and could do something now, one for each thing to do."""
     ephemeral = state.ephemeral
-    asleep = [node for node, woken_ms in ephemeral.idle.items() if _may_be_woken(state, node, woken_ms)]
+    if state.durable.draining or not ephemeral.idle:
+        return []
+    latest_ms = ephemeral.now_ms - state.settings.wake_again_ms
+    here = [(node, woken_ms) for node, woken_ms in ephemeral.idle.items() if node in ephemeral.sessions]
+    asleep = [node for node, woken_ms in here if woken_ms <= latest_ms]
     if not asleep:
         return []
-    openings = Openings(state.durable, ephemeral.now_ms, state.settings)
+    openings = Openings(state.durable, asleep, ephemeral.now_ms, state.settings)
     effects: list[Effect] = []
-    for node in asleep:
-        if len(effects) >= openings.num:
-            break
-        facts = state.durable.nodes[node]
-        free = facts.free_memory_bytes
-        ask = Ask(node=node, free_memory_bytes=free, held=frozenset(), now_ms=ephemeral.now_ms, host=facts.host)
-        if openings.has_one_for(ask):
-            ephemeral.idle[node] = ephemeral.now_ms
-            effects.append(Wake(node=node))
+    # Those that were called and have not asked yet are on their way to something: nobody else need run for it.
+    for node in openings.takers(but=len(here) - len(asleep)):
+        ephemeral.idle[node] = ephemeral.now_ms
+        effects.append(Wake(node=node))
     return effects
 
 
@@ -130,13 +128,6 @@ def patience_ms(state: State, node: NodeId) -> int:
     if gap_ms > settings.steady_gap_ms:
         return settings.suspect_ms
     return min(settings.suspect_steady_ms, settings.suspect_ms)
-
-
-def _may_be_woken(state: State, node: NodeId, woken_ms: int) -> bool:
-    durable, ephemeral = state.durable, state.ephemeral
-    if durable.draining or ephemeral.now_ms - woken_ms < state.settings.wake_again_ms:
-        return False
-    return node in ephemeral.sessions and node in durable.nodes and not durable.is_drained(node)
 
 
 def hear(state: State, node: NodeId, now_ms: int) -> None:

@@ -14,8 +14,9 @@ head, and the other one is told to stop (`work`).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median_low
@@ -51,39 +52,67 @@ def choose_or_help(durable: DurableState, ask: Ask, settings: CoreSettings) -> C
 class Openings:
     """What waits for a node or for help, looked through once for many nodes; holds while the state stays as it is."""
 
-    def __init__(self, durable: DurableState, now_ms: int, settings: CoreSettings) -> None:
+    def __init__(self, durable: DurableState, nodes: Sequence[NodeId], now_ms: int, settings: CoreSettings) -> None:
+        """`nodes`: that have nothing to do."""
         self._durable = durable
+        self._nodes = nodes
         self._now_ms = now_ms
         self._settings = settings
         self._usual = _UsualPaces(durable)
         waits = [work.wanted.memory_bytes for run in durable.at_work() for work in waiting(durable, run)]
+        self._num_waiting = len(waits)
         self._least_bytes = min(waits, default=None)
-        # Where nothing waits there is only help to give, to each holder by one node.
-        self.num = len(waits) or len(durable.leases)
 
-    def has_one_for(self, ask: Ask) -> bool:
-        """Whether `choose_or_help` finds something for a node that keeps nothing."""
-        if self._least_bytes is not None and self._least_bytes <= ask.free_memory_bytes:
-            return True
-        if not ask.host or not self._may_help(ask.node):
+    def takers(self, *, but: int) -> Iterator[NodeId]:
+        """Those that would find something, in their order, as many as there are things to do but so many."""
+        num_left = (self._num_waiting or self._num_helps) - but
+        for node in self._nodes:
+            if num_left <= 0:
+                return
+            if self.has_one_for(node):
+                num_left -= 1
+                yield node
+
+    def has_one_for(self, node: NodeId) -> bool:
+        """Whether it would be given something if it asked as it did last, by `choose_or_help`."""
+        facts = self._durable.nodes.get(node)
+        if facts is None or self._durable.is_drained(node):
             return False
+        free = facts.free_memory_bytes
+        if self._least_bytes is not None and self._least_bytes <= free:
+            return True
+        if not facts.host or not (self._num_stragglers or self._is_fast_enough(node)):
+            return False
+        ask = Ask(node=node, free_memory_bytes=free, held=frozenset(), now_ms=self._now_ms, host=facts.host)
         return not isinstance(choose_or_help(self._durable, ask, self._settings), NothingFits)
 
-    def _may_help(self, node: NodeId) -> bool:
-        """False if it is certainly too slow; the exact answer costs a look at every lease."""
-        for kind, limit_ms in self._slowest_help.items():
-            own_ms = _own_step_ms(self._durable, kind, node)
-            if own_ms is None:
-                own_ms = self._usual.least_ms(kind)
-            if 0 < own_ms <= limit_ms * _SLACK:
-                return True
-        return self._has_stragglers
+    def _is_fast_enough(self, node: NodeId) -> bool:
+        """False if it is certainly too slow to help; the exact answer costs a look at every lease."""
+        slowest = self._slowest_helps
+        return any(0 < self._at_least_ms(kind, node) <= limits[-1] for kind, limits in slowest.items())
+
+    def _at_least_ms(self, kind: _Kind, node: NodeId) -> float:
+        own_ms = _own_step_ms(self._durable, kind, node)
+        return self._usual.least_ms(kind) if own_ms is None else own_ms
 
     @cached_property
-    def _slowest_help(self) -> dict[_Kind, float]:
-        """By kind: milliseconds a step that a second node of some such lineage may take at most."""
+    def _num_helps(self) -> int:
+        """No fewer than the leases that one of the nodes could help with."""
+        measured = [node for node in self._nodes if node in self._durable.paces]
+        # All that never trained count as equally fast: one stands for them.
+        different = [*measured, *next(([node] for node in self._nodes if node not in self._durable.paces), [])]
+        num = self._num_stragglers
+        for kind, limits in self._slowest_helps.items():
+            times = (self._at_least_ms(kind, node) for node in different)
+            fastest = min((ms for ms in times if ms > 0), default=math.inf)
+            num += len(limits) - bisect_left(limits, fastest)
+        return num
+
+    @cached_property
+    def _slowest_helps(self) -> dict[_Kind, list[float]]:
+        """By kind: of each lineage that one node has, the milliseconds a step that a second may take; in order."""
         durable, settings = self._durable, self._settings
-        limits: dict[_Kind, float] = {}
+        limits: dict[_Kind, list[float]] = {}
         for run in durable.at_work():
             for lineage in (durable.lineages[lineage_id] for lineage_id in run.lineages):
                 if len(lineage.leases) != 1 or not has_steps(lineage):
@@ -94,20 +123,20 @@ class Openings:
                 holder_ms = _holder_ms(durable, lineage, holder, self._now_ms)
                 spare_ms = min(holder_ms / settings.spare_speedup, holder_ms - settings.spare_gain_ms)
                 limit_ms = spare_ms / (lineage.wanted.known_steps - lineage.head_step)
-                kind = _kind(lineage.wanted)
-                limits[kind] = max(limit_ms, limits.get(kind, 0.0))
-        return limits
+                limits.setdefault(_kind(lineage.wanted), []).append(limit_ms * _SLACK)
+        return {kind: sorted(found) for kind, found in limits.items()}
 
     @cached_property
-    def _has_stragglers(self) -> bool:
+    def _num_stragglers(self) -> int:
         durable, settings = self._durable, self._settings
+        num = 0
         for run in durable.at_work():
             for task in (durable.tasks[task_id] for task_id in run.open_tasks):
                 for holder in (durable.leases[fence] for fence in task.leases):
                     assert isinstance(holder, TaskLease)
-                    if _saved_on_task(durable, task, holder, self._now_ms, settings) >= settings.spare_gain_ms:
-                        return True
-        return False
+                    saved_ms = _saved_on_task(durable, task, holder, self._now_ms, settings)
+                    num += saved_ms >= settings.spare_gain_ms
+        return num
 
 
 class _UsualPaces:
