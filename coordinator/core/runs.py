@@ -254,8 +254,18 @@ def _collapse(state: State, run: Run) -> None:
     run.lineages.clear()
     run.tasks.clear()
     durable.whole_ledgers[run.run] = None
-    while len(durable.whole_ledgers) > state.settings.whole_ledgers:
-        oldest = durable.runs[next(iter(durable.whole_ledgers))]
+    _fold_ledgers(state)
+
+
+def _fold_ledgers(state: State) -> None:
+    """Folds the oldest ledgers until what is left is within bounds."""
+    durable = state.durable
+    whole = [durable.runs[run_id] for run_id in durable.whole_ledgers]
+    num_commits = sum(len(line.commits) for run in whole for line in run.ledger)
+    for oldest in whole[:-1]:
+        if num_commits <= state.settings.ledger_commits:
+            return
+        num_commits -= sum(len(line.commits) for line in oldest.ledger)
         del durable.whole_ledgers[oldest.run]
         published = {(one.lineage, one.step) for one in oldest.published.values()}
         oldest.ledger = tuple(_folded(line, published) for line in oldest.ledger)

@@ -34,7 +34,7 @@ class CoreSettings:
     """Attempts at one piece of work that may end in an error before its runs fail."""
     serve_replicas: int = 2
     """Nodes that serve each published slot, if there are as many."""
-    whole_ledgers: int = 64
-    """Finished runs that tell every commit; of older ones little stays, for the state must not grow for ever."""
+    ledger_commits: int = 10_000
+    """Most commits that ledgers of finished runs tell, 5 MB in a snapshot; the oldest are folded, never the newest."""
     max_served_runs: int = 16
     """Only the newest runs with published slots are served: memory of nodes is bounded."""

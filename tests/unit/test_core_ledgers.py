@@ -1,4 +1,4 @@
-"""Ledgers of finished runs: whole for the newest, links to what matters for the others, a whole chain for all."""
+"""Ledgers of finished runs: whole for the newest, longer links for the others, and for all a chain without gaps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ STEPS = (4, 8, 12, 16)
 class House:
     """A machine in which runs of one lineage are trained to their end, one after the other."""
 
-    def __init__(self, whole_ledgers: int) -> None:
-        self.machine = Machine(CoreSettings(whole_ledgers=whole_ledgers))
+    def __init__(self, ledger_commits: int) -> None:
+        self.machine = Machine(CoreSettings(ledger_commits=ledger_commits))
         self._requests = 0
 
     def feed(self, event: Event) -> object:
@@ -115,7 +115,7 @@ def checkpoint(run: RunId, step: int) -> Digest:
 
 
 def test_the_newest_finished_runs_tell_every_commit_and_older_ones_what_is_published_and_the_head() -> None:
-    house, runs = House(whole_ledgers=2), [RunId(f"run-{number}") for number in range(4)]
+    house, runs = House(ledger_commits=9), [RunId(f"run-{number}") for number in range(4)]
     for run, published_step in zip(runs, (8, 16, 8, 8), strict=True):
         house.finish(run, published_step)
     assert [len(house.ranges(run)) for run in runs] == [2, 1, 4, 4]
