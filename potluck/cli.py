@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "generate": "continue a text",
     "cluster": "divide a corpus into clusters and show what they are about",
     "specialize": "train a specialist from a few examples of what it is for",
+    "soup": "any specialist of a soup, by weights or by text like what it is for",
     "report": "write report.json and report.html of a finished run",
     "export": "write a published model as a Hugging Face folder",
     "demo": "train and serve a small mixture on this machine",

@@ -131,10 +131,9 @@ def join_labels(call: TaskCall) -> TaskOutput:
 def collect_labels(call: TaskCall) -> TaskOutput:
     """Task `fit`, what `labels`: the labels of all parts, in the order of the tokens manifest's train parts.
 
-    Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON whose `domains`
-    are in the order of the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out) and
-    `distances-NNNNN` (squared distances to the centroids, by part), of which the manifest's `reach` is taken.
-    Beside the manifest comes `natural`, the mixture of reading evenly what is left.
+    Inputs: `labels-NNNNN` (uint32 [rows of the part]), `tokens`, `partition` (JSON whose `domains` are in the order of
+    the labels), and perhaps `excluded` (uint8 or bool [train rows], rows to leave out) and `distances-NNNNN` (squared,
+    to the centroids, by part), which tell the `reach`. Beside it comes `natural`, the mixture of reading evenly.
 
     Raises:
         DataError: ``data.bad-labels``, lengths or labels do not fit.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPERT = "expert-"
 DENSE = "dense"
-SINGLE, CRISP = "single", "crisp"
+SINGLE, CRISP, SOUP = "single", "crisp", "soup"
 
 
 def card_of(home: Home, info: admin_pb2.RunInfo, slot: admin_pb2.PublishedSlot) -> ModelCard:
@@ -72,6 +72,16 @@ def described(spec: Mapping[str, Any], slot: str) -> str:
         )
     if spec.get("method") == CRISP:
         return "The generalist that a specialist by CRISP (arXiv 2410.03735) is compared with: trained evenly."
+    if spec.get("method") == SOUP and slot == "bank":
+        return (
+            "A specialist of a soup (Soup-of-Experts, arXiv 2502.01804): the soup's shared model and experts in one "
+            "weighted sum, whose weights a small network takes from the mixture below. No step was trained for it."
+        )
+    if spec.get("method") == SOUP:
+        return (
+            "A soup's model of its corpus (Soup-of-Experts, arXiv 2502.01804): the shared model and experts in one "
+            "weighted sum, for the mixture that the corpus is itself."
+        )
     if spec.get("method") == SINGLE:
         return "One model, trained on the whole corpus in one stream."
     return f"The model published as {slot} by a run of the method {spec.get('method', 'unknown')}."
@@ -79,7 +89,7 @@ def described(spec: Mapping[str, Any], slot: str) -> str:
 
 def tokens_trained(spec: Mapping[str, Any], science: Mapping[str, Any], slot: str, step: int) -> int | None:
     """Targets of the first `step` steps: by the report's facts, else by the spec if it fixes the batch size."""
-    single = spec.get("method") in (SINGLE, CRISP)
+    single = spec.get("method") in (SINGLE, CRISP, SOUP)
     side = "training" if single else "experts" if slot.startswith(EXPERT) else slot
     facts = science.get("facts", {}) if single else science.get("facts", {}).get(side)
     tokens, steps = _number(facts, "tokens"), _number(facts, "steps")

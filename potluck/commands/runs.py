@@ -11,7 +11,7 @@ from potluck.commands.home import Home, identity_of
 from potluck.commands.output import Output
 from potluck.commands.text import gather, ingest, pack_encoder
 from potluck.config import load_toml
-from potluck.errors import ResourceError, SpecError, UsageError
+from potluck.errors import Refused, ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count
 from potluck.ids import Digest, digest_json, short
 from potluck.lm.optim.horizon import describe_horizon
@@ -20,6 +20,7 @@ from potluck.specs.crisp import CrispSpec
 from potluck.specs.run import UNKNOWN_DIGEST, RunFile, RunSpec, parse_run_file
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
@@ -125,7 +126,7 @@ def horizons(spec: RunSpec) -> list[str]:
     if isinstance(spec, SmallTalkSpec):
         cost = cost_of(spec)
         steps = {"routers": cost.router_steps, "experts": cost.expert_steps, "dense twin": cost.dense_steps}
-    elif isinstance(spec, SingleSpec | CrispSpec):
+    elif isinstance(spec, SingleSpec | CrispSpec | SoupSpec):
         steps = {"the model": spec.training.steps}
     else:
         return []
@@ -163,6 +164,25 @@ def find_run(client: AdminClient, run: str) -> admin_pb2.RunInfo:
             "usage.no-run", "this coordinator has no run yet", "start one with `potluck run start SPEC.toml`"
         )
     return client.get_run(max(runs, key=lambda info: info.created_unix_ms).run)
+
+
+def published_slot(info: admin_pb2.RunInfo, text: str) -> admin_pb2.PublishedSlot:
+    """The slot of a run.
+
+    Raises:
+        Refused: ``refused.not-published``: the run goes on, and may publish it yet.
+        UsageError: ``usage.no-slot``: it has ended without.
+    """
+    for slot in info.published:
+        if slot.slot == text:
+            return slot
+    there = f"it has {', '.join(sorted(slot.slot for slot in info.published)) or 'published nothing'}"
+    if info.state == "running":
+        what = f"run {short(info.run)} ({info.name}) has not published {text!r}: {there}; {info.stage}"
+        fix = f"a slot appears with its first probed checkpoint: follow it with `potluck run watch {short(info.run)}`"
+        raise Refused("refused.not-published", what, fix)
+    what = f"run {short(info.run)} ({info.name}), {info.state}, has no slot {text!r}: {there}; {info.stage}"
+    raise UsageError("usage.no-slot", what, "name one of its slots as RUN/SLOT")
 
 
 def run_summary(info: admin_pb2.RunInfo) -> dict[str, Any]:

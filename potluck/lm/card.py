@@ -10,6 +10,8 @@ from potluck.ids import Digest
 from potluck.lm.config import ModelConfig
 
 UNKNOWN_LICENCE = "unknown"
+MAX_DOMAINS = 100
+"""Of a mixture, that a card lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,22 @@ class RoutedShare:
     source: str
     rows: int
     of_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupMixture:
+    """What a specialist of a soup was made for."""
+
+    domains: tuple[tuple[str, float, float], ...]
+    """Name, weight, share of the corpus; those with weight, the largest first."""
+    coefficients: tuple[float, ...]
+    """Of each expert."""
+    windows: int | None = None
+    """Of text that the weights were taken from; None where a person named them."""
+    expected_noise: float | None = None
+    """L1 distance of the weights from the truth, as is to be expected of so many windows."""
+    unplaced: float | None = None
+    """Share of the windows that lie further out than nearly all of the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +85,8 @@ class ModelCard:
     """Empty where the corpus manifest is gone."""
     routed: tuple[RoutedShare, ...] = ()
     held_out: HeldOut | None = None
+    soup: SoupMixture | None = None
+    """Of a model that was made of a soup."""
     version: str
     """Of Potluck."""
 
@@ -75,7 +95,7 @@ def render_card(card: ModelCard, config: ModelConfig) -> str:
     """README.md: YAML front matter as the Hugging Face Hub reads it, then Markdown."""
     parts = [
         _front_matter(card),
-        f"# {_inline(card.name)}: {card.slot}\n\n{card.described}",
+        f"# {_inline(card.name)}: {_inline(card.slot)}\n\n{card.described}",
         _use(config),
         _section("Where it comes from", _table(["", ""], _origin(card, config))),
     ]
@@ -85,6 +105,8 @@ def render_card(card: ModelCard, config: ModelConfig) -> str:
         rows = [[_inline(s.source), f"{s.rows:,}", f"{s.of_rows:,}", _share(s.rows, s.of_rows)] for s in card.routed]
         table = _table(["source", "rows routed here", "of", "share"], rows)
         parts.append(_section("Mixture", f"Held-out rows that the run's routers send to this model.\n\n{table}"))
+    if card.soup is not None:
+        parts.append(_section("Mixture", _mixture(card.soup)))
     parts.append(_section("Text", _text(card.sources)))
     return "\n\n".join(parts) + "\n"
 
@@ -125,7 +147,7 @@ def _origin(card: ModelCard, config: ModelConfig) -> Iterator[list[str]]:
         f"vocabulary {config.vocab:,}"
     )
     yield ["run", f"{_inline(card.name)}, `{card.run}` (the digest of its spec)"]
-    yield ["method, slot", f"{card.method}, {card.slot}"]
+    yield ["method, slot", f"{card.method}, {_inline(card.slot)}"]
     yield ["parameters", f"{config.num_parameters:,}, embeddings tied; {shape}; float32"]
     yield ["steps", f"{card.step:,} of {card.total_steps:,}"]
     trained = "not recorded" if card.tokens_trained is None else f"{card.tokens_trained:,}"
@@ -151,6 +173,22 @@ def _held_out(held_out: HeldOut) -> str:
         if nll is not None
     ]
     return f"On {held_out.on} ({held_out.rows:,}), nats per target token: {', '.join(levels) or 'no figure'}."
+
+
+def _mixture(soup: SoupMixture) -> str:
+    shown = [[_inline(name), f"{weight:.6g}", _share(share, 1)] for name, weight, share in soup.domains[:MAX_DOMAINS]]
+    rest = len(soup.domains) - len(shown)
+    parts = [_table(["domain", "weight", "share of the corpus"], shown)]
+    parts += [f"And {rest:,} domains more, with smaller weights."] if rest else []
+    if soup.windows is not None and soup.expected_noise is not None:
+        beyond = "" if soup.unplaced is None else f" {soup.unplaced:.0%} of it lies in no domain."
+        parts.append(
+            f"The weights were taken from {soup.windows:,} windows of text, and are expected to be off by "
+            f"{soup.expected_noise:.2f} in L1 distance (of at most 2).{beyond}"
+        )
+    listed = ", ".join(f"{coefficient:.4g}" for coefficient in soup.coefficients)
+    parts.append(f"Coefficients of the {len(soup.coefficients)} experts: {listed}.")
+    return "\n\n".join(parts)
 
 
 def _text(sources: Sequence[TextSource]) -> str:
@@ -182,5 +220,5 @@ def _inline(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _share(part: int, whole: int) -> str:
+def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import pty
@@ -16,19 +14,16 @@ from typing import Any
 
 import pytest
 
-from potluck.cli import main
+from tests.integration.command_home import TIMEOUT_S, CommandHome
 from tests.reference.languages import write_languages
 
-TIMEOUT_S = 100
 SMALL = ("--k", "4", "--dim", "16")
 FOREIGN = "\n".join(f"{n * n * 7919} {n * 104729 % 9973} {n * 31 % 977} ####### {n} {n + 1}" for n in range(300))
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class World(CommandHome):
     """A home with a coordinator and a node, a corpus of four languages, and new text in one of them."""
-
-    folder: Path
 
     @property
     def corpus(self) -> Path:
@@ -44,23 +39,6 @@ class World:
             path.write_text(json.loads(line)["text"])
         return paths
 
-    def potluck(self, *arguments: str | Path) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a command."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([*map(str, arguments), "--home", str(self.folder)])
-        return code, out.getvalue(), err.getvalue()
-
-    def answer(self, *arguments: str | Path) -> dict[str, Any]:
-        code, out, err = self.potluck(*arguments, "--json")
-        assert code == 0, out + err
-        return dict(json.loads(out))
-
-    def refusal(self, *arguments: str | Path) -> dict[str, Any]:
-        code, out, err = self.potluck(*arguments, "--json")
-        assert code != 0, out + err
-        return dict(json.loads(out)["error"])
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -70,17 +48,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     mine = [line for line in more if json.loads(line)["domain"] == "language-1"]
     made.target.write_text("\n".join(mine[40:]) + "\n")
     try:
-        daemons(made, "up", "--host", "127.0.0.1", "--port", "0", "--detach")
-        daemons(made, "join", "--name", "first", "--detach")
+        made.daemons("up", "--host", "127.0.0.1", "--port", "0", "--detach")
+        made.daemons("join", "--name", "first", "--detach")
         yield made
     finally:
-        daemons(made, "down", "--now")
-
-
-def daemons(world: World, *arguments: str) -> None:
-    """A command that starts or ends processes: one of its own, as a shell would have it."""
-    command = [sys.executable, "-m", "potluck.cli", *arguments, "--home", str(world.folder)]
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True)
+        made.daemons("down", "--now")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from potluck.lm.card import HeldOut, RoutedShare
 from potluck.specs.run import spec_from_json
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.soup import SoupSpec
 
 CORPUS = Digest("c" * 64)
 SMALLTALK: dict[str, Any] = {
@@ -81,6 +82,10 @@ def test_a_card_of_an_export_knows_every_method_by_its_real_spec() -> None:
     assert "4 experts" in described(smalltalk, "expert-0")
     assert "dense twin" in described(smalltalk, "dense")
     assert "One model" in described(single, "model")
-    assert "soup" in described({"method": "soup"}, "soup")
+    soup = json.loads(SoupSpec(corpus=CORPUS, method="soup").to_json())
+    assert "model of its corpus" in described(soup, "soup")
+    assert "No step was trained" in described(soup, "bank")
+    assert tokens_trained(soup, {}, "bank", 2) == 2 * 16 * 128
+    assert "published as x" in described({"method": "another"}, "x")
     assert tokens_trained(smalltalk, {}, "expert-0", 1) == 16 * 128
     assert tokens_trained(single, {}, "model", 1) == 16 * 128

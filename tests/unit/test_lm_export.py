@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from potluck.errors import DataError, UsageError
 from potluck.ids import Digest, digest_file
 from potluck.lm.agreement import NEW_TOKENS, SAMPLE_TEXT, TOLERANCE, compare_with_transformers
-from potluck.lm.card import HeldOut, ModelCard, RoutedShare, TextSource, render_card
+from potluck.lm.card import HeldOut, ModelCard, RoutedShare, SoupMixture, TextSource, render_card
 from potluck.lm.config import ModelConfig
 from potluck.lm.export import FILES, decoder_tensors, export_llama, llama_tensors
 from potluck.lm.model import init_decoder
@@ -204,3 +204,16 @@ def test_an_exports_config_names_every_number_of_the_model(tmp_path: Path, token
     assert written["max_position_embeddings"] == 64
     assert written["tie_word_embeddings"] is True
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_the_card_of_a_soups_specialist_tells_its_mixture_its_noise_and_its_coefficients() -> None:
+    domains = tuple((f"d|{number}", 1 / 128, 1 / 256) for number in range(128))
+    mixture = SoupMixture(domains=domains, coefficients=(0.5, -0.25), windows=1200, expected_noise=0.314, unplaced=0.25)
+    text = render_card(replace(CARD, routed=(), soup=mixture), SHAPES[0])
+    assert "| d\\|0 | 0.0078125 | 0% |" in text
+    assert "And 28 domains more" in text
+    assert "1,200 windows of text" in text
+    assert "off by 0.31 in L1 distance (of at most 2). 25% of it lies in no domain." in text
+    assert "Coefficients of the 2 experts: 0.5, -0.25." in text
+    by_name = replace(CARD, soup=SoupMixture(domains=domains[:1], coefficients=(1.0,)))
+    assert "windows of text" not in render_card(by_name, SHAPES[0])
