@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-from tests.simulation.planted.hunt import hunt_all, unit_tests_with
+from tests.simulation.planted.hunt import TABLE, hunt_all, unit_tests_with
 from tests.simulation.planted.hunt import table as table_of
-from tests.simulation.planted.registry import all_bugs, blind_bugs
-from tests.simulation.report import coverage_table, failure_text
+from tests.simulation.planted.registry import SECTIONS, all_bugs
+from tests.simulation.report import Coverage, failure_text
 from tests.simulation.world import Outcome, run_world
 
-TABLE = Path(__file__).with_name("planted_bugs.md")
 PROGRESS_EVERY = 100
 
 
@@ -49,16 +46,16 @@ def _one(seed: int, plant: str) -> int:
 
 
 def _many(seeds: range, jobs: int) -> int:
-    marks: Counter[str] = Counter()
+    coverage = Coverage()
     num_failed = 0
     for count, outcome in enumerate(_outcomes(seeds, jobs), start=1):
-        marks += outcome.marks
+        coverage.add(outcome)
         if outcome.violation is not None:
             num_failed += 1
             _say(failure_text(outcome))
         if count % PROGRESS_EVERY == 0:
             _say(f"{count} worlds, {num_failed} failed")
-    _say(coverage_table(marks))
+    _say(coverage.table())
     _say(f"{len(seeds)} worlds, {num_failed} failed")
     return 1 if num_failed else 0
 
@@ -72,7 +69,7 @@ def _outcomes(seeds: range, jobs: int) -> Iterable[Outcome]:
 
 
 def _planted(*, with_unit_tests: bool) -> int:
-    catches = hunt_all(all_bugs(), blind_bugs())
+    catches = hunt_all(SECTIONS)
     names = [catch.name for found in catches.values() for catch in found]
     text = table_of(catches, {name: unit_tests_with(name) for name in names} if with_unit_tests else {})
     _say(text)

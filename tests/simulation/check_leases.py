@@ -31,6 +31,8 @@ class Live:
     node: NodeId
     host: str
     work: str
+    target_step: int
+    """0 for a task."""
     deadline_ms: int
 
 
@@ -59,6 +61,8 @@ class LeaseBook:
         """By work: leases that ended before it was done."""
         self.seconds: dict[str, list[tuple[NodeId, NodeId]]] = {}
         """By work: who had it, and who was given it beside them."""
+        self.owed: set[tuple[NodeId, Fence]] = set()
+        """Holders whose lease was ended for them, who are to be told with what leaves next."""
         self.drained: set[NodeId] = set()
         self.num_lapses = 0
         self.draining = False
@@ -112,7 +116,10 @@ class LeaseBook:
         if self.grants[work] > 1 + self.early_ends.get(work, 0) + len(self.seconds.get(work, ())):
             raise Violation("work-is-granted-once-an-end", f"{self.grants[work]} grants", work)
         deadline_ms = event.now_ms + self._settings.lease_ms
-        self.live[answer.fence] = Live(node=event.node, host=event.host, work=work, deadline_ms=deadline_ms)
+        target_step = answer.target_step if isinstance(answer, TrainGranted) else 0
+        self.live[answer.fence] = Live(
+            node=event.node, host=event.host, work=work, target_step=target_step, deadline_ms=deadline_ms
+        )
 
     def _check_holders(self, event: LeaseRequested, work: str) -> None:
         """A second lease is for another machine's node, and only if there is nothing else to do."""
@@ -179,9 +186,11 @@ class LeaseBook:
             self._kernel.mark("lease-returned-with-error" if event.error_id else "lease-returned")
         self.ended_by(event.node, event.fence, "")
 
-    def end_of_work(self, work: str) -> None:
-        for fence in [fence for fence, live in self.live.items() if live.work == work]:
+    def end_of_work(self, work: str, by: NodeId) -> None:
+        for fence, live in [(fence, live) for fence, live in self.live.items() if live.work == work]:
             self._kernel.mark("done-by-another-than-the-holder")
+            if live.node != by:
+                self.owed.add((live.node, fence))
             self.end(fence, early=True)
 
     def end_others(self, node: NodeId, fence: Fence, work: str) -> None:
@@ -191,10 +200,12 @@ class LeaseBook:
             return
         for other in [other for other, live in self.live.items() if live.work == work and other != fence]:
             self._kernel.mark("spare-won" if other < fence else "holder-won")
+            self.owed.add((self.live[other].node, other))
             self.end(other, early=True)
 
     def end_of_node(self, node: NodeId) -> None:
         for fence in [fence for fence, live in self.live.items() if live.node == node]:
+            self.owed.add((node, fence))
             self.end(fence, early=True)
         self._presence.pop(node, None)
 
@@ -203,6 +214,7 @@ class LeaseBook:
             lineage, task = LineageId(live.work), TaskId(live.work)
             if self._plans.lineage(lineage) is None and self._plans.task(task) is None:
                 self._kernel.mark("lease-of-unwanted-work")
+                self.owed.add((live.node, fence))
                 self.end(fence, early=True)
 
     def lapsed(self, event: LeaseLapsed) -> None:
@@ -226,6 +238,16 @@ class LeaseBook:
                 live.work,
             )
         self.end(event.fence, early=True)
+
+    def check_yield(self, node: NodeId, fence: Fence, lineage: LineageId, end_step: int) -> None:
+        """A training is broken off at a commit before its target only for a rest, or for work that waits."""
+        live = self.live.get(fence)
+        if live is None or (live.node, live.work) != (node, lineage) or end_step >= live.target_step:
+            return
+        ends = self.draining or node in self.drained or self._plans.is_at_rest(lineage)
+        behind = end_step < self._results.head(lineage)[0]
+        if not ends and not behind and all(one == lineage for one in self._waiting()):
+            raise Violation("trainings-go-on", f"{node} is to yield {fence} at {end_step}, and nothing waits", lineage)
 
     # --- signs of life --------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ class NodeBook:
         """Steps by lineage, those done twice counted twice."""
         self.serves: dict[NodeId, dict[Slot, str]] = {}
         """Weights by run and slot, as each node was told last."""
+        self.told_to_serve: dict[NodeId, set[RunId]] = {}
+        """Runs of which the hub has it serve slots, as far as it has said."""
         self.lost: set[tuple[NodeId, Fence]] = set()
         """Leases that a node was told it has lost."""
         self._last: dict[tuple[NodeId, str], tuple[int, str]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.core.events import PlanAdvanced, RunCancelled, RunSubmitted
-from coordinator.core.values import Failed, Finished, LineageWanted, TaskWanted
+from coordinator.core.values import Failed, Finished, LineageWanted, Steering, TaskWanted
 from potluck.ids import LineageId, RunId, TaskId
 from tests.simulation.story import Violation
 
@@ -24,6 +24,9 @@ class RunBook:
     slots: dict[str, str] = field(default_factory=dict)
     published: set[tuple[str, str]] = field(default_factory=set)
     """Every slot with every weights it ever had."""
+    steering: Steering | None = None
+    at_gate: bool = False
+    """A proposal is being compared."""
 
 
 class PlanBook:
@@ -59,6 +62,7 @@ class PlanBook:
         book.named = {wanted.id for wanted in event.lineages}
         book.slots = {publication.slot: publication.weights for publication in event.publish}
         book.published.update(book.slots.items())
+        book.steering, book.at_gate = event.steering, event.steering is not None and event.steering.gate_open
         self._drop_open(book, {task.id for task in event.tasks}, done)
         book.tasks.update({task.id: task for task in event.tasks})
         if isinstance(event.outcome, Finished):

@@ -20,6 +20,7 @@ from coordinator.core.events import (
     LeaseRenewed,
     LeaseRequested,
     LeaseReturned,
+    MixtureSteered,
     NodeDrained,
     NodeRestored,
     PeerEnrolled,
@@ -42,6 +43,7 @@ from tests.simulation.check_leases import LeaseBook
 from tests.simulation.check_nodes import NodeBook, Slot
 from tests.simulation.check_plans import PlanBook
 from tests.simulation.check_results import Chain, ResultBook
+from tests.simulation.check_steering import SteeringBook
 from tests.simulation.kernel import Kernel
 from tests.simulation.oracle import Undisturbed
 from tests.simulation.story import Story, Violation
@@ -78,6 +80,7 @@ class Checkers:
     def __init__(self, kernel: Kernel, settings: CoreSettings) -> None:
         self.story = Story()
         self.plans = PlanBook()
+        self.steering = SteeringBook(kernel, self.plans)
         self.results = ResultBook(kernel, self.plans)
         self.leases = LeaseBook(kernel, settings, self.plans, self.results)
         self.nodes = NodeBook()
@@ -113,6 +116,9 @@ class Checkers:
             case RunPaused() | RunResumed():
                 if isinstance(answer, Done):
                     self.plans.runs[event.run].paused = isinstance(event, RunPaused)
+            case MixtureSteered():
+                assert answer is not None
+                self.steering.steered(event, answer)
             case NodeDrained():
                 if isinstance(answer, Done):
                     self.leases.drained.add(event.node)
@@ -121,6 +127,7 @@ class Checkers:
             case PeerEnrolled():
                 self.enrolled.add(event.node)
             case PeerRevoked():
+                self.nodes.told_to_serve.pop(event.node, None)
                 if event.node in self.enrolled:
                     self.results.revoked.add(event.node)
                     self.leases.end_of_node(event.node)
@@ -138,7 +145,7 @@ class Checkers:
                 assert answer is not None
                 if self.results.completed(event, answer):
                     self.leases.ended_by(event.node, event.fence, event.task)
-                    self.leases.end_of_work(event.task)
+                    self.leases.end_of_work(event.task, event.node)
             case _:
                 self._ephemeral(event, answer)
 
@@ -147,8 +154,10 @@ class Checkers:
             case TimePassed():
                 self.leases.time_passed(event.now_ms)
             case SessionOpened():
+                self.nodes.told_to_serve.pop(event.node, None)
                 self.leases.session_opened(event)
             case SessionClosed():
+                self.nodes.told_to_serve.pop(event.node, None)
                 self.leases.session_closed(event)
             case HeartbeatReceived():
                 self.leases.beat(event)
@@ -172,6 +181,7 @@ class Checkers:
                 raise Violation("rest-begins-at-the-next-commit", f"{event.node} goes on", event.lineage)
         if isinstance(answer, CommitAccepted) and answer.yield_lease:
             self._kernel.mark("lease-ends-with-commit")
+            self.leases.check_yield(event.node, event.fence, event.lineage, event.end_step)
             self.leases.ended_by(event.node, event.fence, event.lineage)
         if isinstance(answer, CommitRefused):
             self.leases.ended_by(event.node, event.fence, event.lineage)
@@ -210,10 +220,12 @@ class Checkers:
         match push:
             case Revoke(node=node, fence=fence, reason=reason):
                 self.story.note(f"revoke {fence} of {node}: {reason}")
+                self.leases.owed.discard((node, fence))
                 live = self.leases.live.get(fence)
                 if live is not None and live.node == node:
                     raise Violation("live-leases-are-not-revoked", f"{fence} of {node}: {reason}", live.work)
             case SendServe(slots=slots):
+                self.nodes.told_to_serve[push.node] = {slot.run for slot in slots}
                 for slot in slots:
                     book = self.plans.runs.get(slot.run)
                     if book is None or (slot.slot, slot.weights) not in book.published:
@@ -221,10 +233,21 @@ class Checkers:
             case _:
                 pass
 
+    def batch_left(self) -> None:
+        """All that follows from the events so far has been said."""
+        for node, fence in self.leases.owed:
+            raise Violation("losers-are-told", f"{node} was not told that its lease {fence} is over")
+        ended = {run for run, book in self.plans.runs.items() if book.state == "cancelled"}
+        for node, runs in self.nodes.told_to_serve.items():
+            if runs & ended:
+                raise Violation("cancelled-runs-are-not-served", f"{node} was not told to stop serving {runs & ended}")
+
     # --- the whole state ---------------------------------------------------------------------------
 
     def hub_died(self) -> None:
         self.story.note("the hub dies")
+        self.leases.owed.clear()
+        self.nodes.told_to_serve.clear()
 
     def compare_replay(self, live: Digest, replayed: Digest) -> None:
         if live != replayed:
@@ -313,6 +336,8 @@ class Checkers:
             raise Violation("heads-are-the-undisturbed-ones", f"{len(wrong)} lineages differ", wrong[0])
         if book.slots != oracle.slots:
             raise Violation("the-undisturbed-weights-are-published", f"{book.slots}")
+        if book.steering != oracle.steering:
+            raise Violation("the-mixtures-are-the-undisturbed-ones", f"{book.steering}, undisturbed {oracle.steering}")
 
     def served(self, run: RunId, slots: Mapping[str, Digest], live: list[NodeId], num_replicas: int) -> None:
         """Every published slot has its replicas, as the nodes were told."""

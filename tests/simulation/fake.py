@@ -15,14 +15,16 @@ from coordinator.core.values import Figures, TaskResult
 from coordinator.plans.base import CorpusFacts
 from potluck.ids import Digest, Json, digest_json
 from potluck.recipe import Segment
-from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
-from potluck.specs.smalltalk import DenseSpec, ExpertSpec, RouterSpec, SmallTalkSpec
 
 CORPUS_DIGEST = Digest("c" * 64)
-CORPUS = CorpusFacts(shards=tuple(Digest(f"{index:064d}") for index in range(2)), sources=("a", "b"))
-TINY = ModelShape(hidden=8, layers=1, heads=1, ffn=8)
+TARGET_DIGEST = Digest("d" * 64)
+CORPUS = CorpusFacts(
+    shards=tuple(Digest(f"{index:064d}") for index in range(2)),
+    sources=("a", "b"),
+    target_shards=(Digest("e" * 64),),
+)
 
-_OUTPUTS: Mapping[str, tuple[str, ...]] = {
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "bpe": ("tokenizer",),
     "part": ("part",),
     "collect": ("tokens",),
@@ -30,7 +32,18 @@ _OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "sorted_greedy": ("assignment",),
     "nll": ("nll",),
     "compare": ("report",),
+    "contest": ("report",),
+    "lsi": ("encoder",),
+    "embed": ("vectors",),
+    "fit_clusters": ("tree",),
+    "partition": ("labels", "distances"),
+    "sources": ("labels", "partition"),
+    "cards": ("cards", "partition"),
+    "labels": ("labels", "array", "natural"),
+    "near_duplicates": ("excluded",),
+    "target_histogram": ("mixture",),
 }
+"""Names of a task's blobs, by what its parameters call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +52,6 @@ class Checkpoint:
     weights: Digest
     optimizer: Digest
     figures: Figures
-
-
-def small_spec(variant: int, *, bootstrap_samples: int = 200, expert_steps: int = 4) -> SmallTalkSpec:
-    """A SmallTalk run of some thirty tasks and thirty commits. `variant` is even for 2 experts, odd for 3.
-
-    `expert_steps`: of each chunk, and expert.
-    """
-    num = 2 + variant % 2
-    return SmallTalkSpec(
-        corpus=CORPUS_DIGEST,
-        seed=variant,
-        text=TextSpec(vocab_size=300, sequence_length=16, prefix_length=8),
-        routers=RouterSpec(model=TINY, rounds=2, chunk_sequences=4 * num, batch_size=1),
-        experts=ExpertSpec(model=TINY, num=num, chunks=2, chunk_sequences=expert_steps * num, batch_size=1),
-        dense=DenseSpec(batch_size=4),
-        evaluation=EvalSpec(bootstrap_samples=bootstrap_samples),
-    )
 
 
 def checkpoint(
@@ -79,16 +75,28 @@ def checkpoint(
 def task_result(kind: str, params_json: str, inputs: Sequence[tuple[str, Digest]], salt: str = "") -> TaskResult:
     """The blobs a task of this kind has, and figures that its plan can go on with."""
     params = json.loads(params_json)
-    what = params.get("what") or params.get("rule") or kind
+    what = what_of(kind, params)
     of: list[Json] = [kind, params, [list(pair) for pair in inputs], salt]
     digest = digest_json(of)
     luck = int(digest[:6], 16) / 0xFFFFFF
     by_what: dict[str, dict[str, Any]] = {
-        "collect": {"train_rows": 64, "valid_rows": 30, "test_rows": 40},
+        "collect": {"train_rows": 20_000, "valid_rows": 30, "test_rows": 40},
         "probe": {"mean_nll": 2.0 + luck / 100, "finite": True, "log_vocab": 5.7},
         "purity": {"purity": luck, "nmi": luck, "loads": [1, 1]},
         "nll": {"nll_all": luck, "nll_suffix": luck},
         "compare": {"mixture": {"nll_suffix": luck}},
+        "gate": {
+            "difference": luck - 0.5,
+            "low": luck - 0.6,
+            "high": luck - 0.4,
+            "smallest_effect": 0.1,
+            "verdict": "adopted" if luck < 0.5 else "kept natural",
+        },
+        "target_histogram": {"repeats": 1 + luck, "warnings": []},
     }
     figures = by_what.get(what, {})
-    return TaskResult(blobs={name: digest_json([name, digest]) for name in _OUTPUTS.get(what, ())}, figures=figures)
+    return TaskResult(blobs={name: digest_json([name, digest]) for name in OUTPUTS.get(what, ())}, figures=figures)
+
+
+def what_of(kind: str, params: Mapping[str, Any]) -> str:
+    return str(params.get("what") or params.get("rule") or kind)

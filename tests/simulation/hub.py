@@ -2,7 +2,8 @@
 
 A twin of `coordinator.runtime` and of the services before it, without a loop, sockets or files: events that
 wait are handled as one batch, its rows reach the journal together or not at all, and then answers and
-pushes leave. It can die before it handles, before it journals, and before the effects leave.
+pushes leave. It can die before it handles, before it journals, before the effects leave, and in the middle of a
+snapshot; it starts from the newest snapshot that is good and the rows after it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from coordinator.core.events import (
     TimePassed,
 )
 from coordinator.core.machine import Machine
-from coordinator.core.state import durable_digest
+from coordinator.core.state import DurableState, durable_digest
+from coordinator.plain_json import copied
 from coordinator.planning import evaluate_plan
+from coordinator.snapshot import Mark
 from coordinator.wire_events import decode_event, encode_event
-from potluck.ids import Digest, NodeId, RunId
+from potluck.ids import Digest, NodeId, RunId, digest_bytes
 from tests.simulation.checkers import Checkers, Handled
 from tests.simulation.kernel import Kernel
+from tests.simulation.memory_snapshots import MemorySnapshots
 from tests.simulation.network import Stream
 from tests.simulation.process import Process
 from tests.simulation.snapshot import snapshot_of
@@ -38,6 +42,8 @@ from tests.simulation.weather import Weather
 TICK_MS = 500
 CLOCK_STARTS_MS = 1_000_000
 """Each process start has its own monotonic clock; they begin anywhere below this."""
+SNAPSHOT_MS = (5, 500)
+"""A thread writes it as fast as the disk likes."""
 LOOK_EVERY = 16
 """Batches between two looks of the checkers at the whole state."""
 
@@ -64,12 +70,18 @@ class MemoryRows:
 
     def __init__(self) -> None:
         self.events: list[DurableEvent] = []
+        self.rows: list[str] = []
 
     def append(self, events: list[DurableEvent]) -> None:
         for event in events:
-            read = decode_event(encode_event(event))
+            row = encode_event(event)
+            read = decode_event(row)
             assert read == event, f"a row says something else than its event: {event}"
             self.events.append(read)
+            self.rows.append(row)
+
+    def mark(self) -> Mark:
+        return Mark(rows=len(self.rows), last_row=digest_bytes(self.rows[-1].encode()))
 
 
 class Hub(Process):
@@ -87,9 +99,12 @@ class Hub(Process):
         self._on_death = on_death
         self._chance = chance
         self._settings = weather.settings
-        self.points = dict(weather.points)
+        self.points = dict(weather.swarm)
         self._checkers = checkers
         self.journal = MemoryRows()
+        self.snapshots = MemorySnapshots()
+        self._snapshot_rows = weather.snapshot_rows
+        self._rows_saved = 0
         self.store: set[Digest] = set()
         self._held: set[Digest] = set()
         self.machine = Machine(self._settings)
@@ -115,7 +130,7 @@ class Hub(Process):
     def start(self) -> None:
         self.alive = True
         self._clock_ms = self._chance.randrange(CLOCK_STARTS_MS)
-        self.machine = self._replayed(self.journal.events)
+        self.machine = self._restored()
         self._checkers.replayed(snapshot_of(self.machine.state))
         self._waiting.clear()
         self._due.clear()
@@ -142,6 +157,23 @@ class Hub(Process):
         """Rows alone, in a new machine, must give the durable state that this one has."""
         replayed = self._replayed([*self.journal.events, *lost])
         self._checkers.compare_replay(durable_digest(self.machine.durable), durable_digest(replayed.durable))
+
+    def _restored(self) -> Machine:
+        """From the newest good snapshot, which must be what the rows before it lead to; or from all rows."""
+        whole = self._replayed(self.journal.events)
+        found = self.snapshots.newest(self.journal.rows)
+        if found is None:
+            self._rows_saved = 0
+            return whole
+        self.kernel.mark("started-from-snapshot")
+        mark, durable = found
+        self._rows_saved = mark.rows
+        machine = Machine(self._settings)
+        machine.adopt(durable)
+        for event in self.journal.events[mark.rows :]:
+            machine.handle(event)
+        self._checkers.compare_replay(durable_digest(machine.durable), durable_digest(whole.durable))
+        return machine
 
     def _replayed(self, events: list[DurableEvent]) -> Machine:
         machine = Machine(self._settings)
@@ -244,6 +276,7 @@ class Hub(Process):
         self._in_flight = None
         for handled in batch.handled:
             self._checkers.handled(handled)
+        self._take_snapshot()
         self._num_batches += 1
         if self._num_batches % LOOK_EVERY == 0:
             self._checkers.look(snapshot_of(self.machine.state))
@@ -257,10 +290,25 @@ class Hub(Process):
         for push in batch.pushes:
             self._checkers.pushed(push)
             self._deliver(push)
+        self._checkers.batch_left()
         assert life == self.life, "nothing that leaves may end the hub"
         self._busy = bool(self._waiting) or bool(self._due)
         if self._busy:
             self.later(0, self._take)
+
+    def _take_snapshot(self) -> None:
+        """What the rows so far lead to is copied now, and written in a while."""
+        if len(self.journal.rows) - self._rows_saved >= self._snapshot_rows:
+            self._rows_saved = len(self.journal.rows)
+            copy, mark = copied(self.machine.durable), self.journal.mark()
+            self.later(self._chance.uniform(*SNAPSHOT_MS), lambda: self._save_snapshot(copy, mark))
+
+    def _save_snapshot(self, copy: DurableState, mark: Mark) -> None:
+        if self._dies("hub-dies-in-mid-snapshot"):
+            return
+        self.snapshots.save(copy, mark)
+        if self._hits("snapshot-damaged"):
+            self.snapshots.damage(self._chance)
 
     def _deliver(self, push: Push) -> None:
         stream = self.streams.get(push.node)
@@ -277,6 +325,6 @@ class Hub(Process):
         rate = self.points.get(point)
         if rate is None or self._chance.random() >= rate:
             return False
-        if point == "blob-vanishes":
+        if point in ("blob-vanishes", "snapshot-damaged"):
             self.kernel.mark(point)
         return True

@@ -22,7 +22,7 @@ class Network:
     def __init__(self, kernel: Kernel, chance: random.Random, weather: Weather) -> None:
         self._kernel = kernel
         self._chance = chance
-        self._packets = dict(weather.packets)
+        self._packets = dict(weather.swarm)
         self._cut: dict[tuple[str, str], int] = {}
         self.streams: list[Stream] = []
 

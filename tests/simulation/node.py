@@ -20,7 +20,7 @@ from expert_node import events as on
 from expert_node.machine import Machine
 from expert_node.outbox import IDS_PER_EPOCH
 from expert_node.values import Finished, FinishedCommit, Lease, TaskLease, TrainLease
-from potluck.ids import Digest, Fence, NodeId
+from potluck.ids import NO_DIGEST, Digest, Fence, NodeId
 from potluck.net.version import package_version
 from tests.simulation.calls import Calls, Came, Failed, lease_of
 from tests.simulation.checkers import Checkers
@@ -69,6 +69,8 @@ class Node(Process):
         self.points = points
         self.disk = Disk(entries={}, blobs=set())
         self.revoked = False
+        self.lost = False
+        """Left for good: it never starts again."""
         self.on_end: Callable[[Node], None] = lambda node: None
         self.stream: Stream | None = None
         self._network = network
@@ -76,6 +78,10 @@ class Node(Process):
         self._chance = chance
         self._checkers = checkers
         self._failures_left = failures_left
+
+    @property
+    def gone(self) -> bool:
+        return self.revoked or self.lost
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -200,7 +206,7 @@ class Node(Process):
 
     def _put(self, effect: do.PutAndCommit | do.PutAndComplete, entry: Finished) -> None:
         """The data plane: each blob, then the call. A store may refuse, now and then and not for good."""
-        if self.hits("put-refused") and self.may_fail(entry.label):
+        if self.fails("put-refused", entry.label):
             refused = on.DeliveryFailed(request_id=effect.request_id, error_id="resource.quota", message="no room")
             self._checkers.told_never(self.name, entry)
             self.later(5, lambda: self.tell(refused))
@@ -314,7 +320,7 @@ class Node(Process):
         self._fetching = None
         wanted = _inputs(lease)
         self._checkers.fetched(self.name, lease.label, [digest for digest in wanted if digest not in self._hub.store])
-        if self.hits("inputs-fail") and self.may_fail(lease.label):
+        if self.fails("inputs-fail", lease.label):
             self.tell(on.InputsFailed(fence=lease.fence, error_id="data.digest-mismatch", message="damaged"))
             return
         self.disk.blobs.update(wanted)
@@ -426,17 +432,15 @@ class Node(Process):
         rate = self.points.get(point)
         if rate is None or self._chance.random() >= rate:
             return False
-        if not point.startswith(("worker", "inputs", "put")):
-            self.kernel.mark(point)
+        self.kernel.mark(point)
         return True
 
-    def may_fail(self, work: str) -> bool:
+    def fails(self, point: str, work: str) -> bool:
         """A run fails at the third error of one work: the world stops short of that."""
         left = self._failures_left.setdefault(work, 2)
-        if left <= 0:
+        if left <= 0 or not self.hits(point):
             return False
         self._failures_left[work] = left - 1
-        self.kernel.mark("work-failed")
         return True
 
     def _dies(self, point: str) -> bool:
@@ -457,4 +461,9 @@ def _inputs(lease: Lease) -> list[Digest]:
     todo = [segment for segment in lease.segments if segment.end_step > lease.head_step]
     wanted = [segment.data.tokens for segment in todo]
     wanted += [segment.data.assignment for segment in todo if segment.data.kind == "assigned"]
-    return wanted + ([lease.head, lease.weights, lease.optimizer] if lease.head_step else [])
+    for segment in todo:
+        wanted += [segment.data.labels, segment.data.mixture] if segment.data.kind == "clustered" else []
+    if lease.head_step:
+        return [*wanted, lease.head, lease.weights, lease.optimizer]
+    origin = lease.recipe.origin
+    return wanted if origin is None else [*wanted, *(d for d in (origin.weights, origin.optimizer) if d != NO_DIGEST)]

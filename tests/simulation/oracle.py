@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.core.values import CommittedStep, Finished, LineageWanted, SteeringEntry, TaskResult, TaskWanted
+from coordinator.core.values import (
+    CommittedStep,
+    Finished,
+    LineageWanted,
+    Steering,
+    SteeringEntry,
+    TaskResult,
+    TaskWanted,
+)
 from coordinator.plans import registry
 from coordinator.plans.base import Wanted
 from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId
 from potluck.recipe import Segment, next_commit
-from potluck.specs.smalltalk import SmallTalkSpec
+from potluck.specs.run import RunSpec
 from tests.simulation import fake
 
 MAX_TURNS = 2000
@@ -33,14 +41,23 @@ class Undisturbed:
     report: Digest
     slots: Mapping[str, Digest]
     """Weights by published slot."""
+    steering: Steering | None
+    """What the plan says of its mixture at the end."""
     num_tasks: int
 
 
 class _Fold:
     """Results of a world in which everything that is wanted is done at once."""
 
-    def __init__(self, spec: SmallTalkSpec, results: Mapping[TaskId, TaskResult], links: Mapping[Digest, str]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        results: Mapping[TaskId, TaskResult],
+        links: Mapping[Digest, str],
+        entries: tuple[SteeringEntry, ...],
+    ) -> None:
         self._spec = spec
+        self._entries = entries
         self._given = results
         self._salts = links
         self._done: dict[TaskId, TaskResult] = {}
@@ -54,7 +71,7 @@ class _Fold:
         return self._steps.get(lineage, {})
 
     def steering(self) -> tuple[SteeringEntry, ...]:
-        return ()
+        return self._entries
 
     def is_settled(self, task: TaskId) -> bool:
         return task in self._done
@@ -99,22 +116,25 @@ class _Fold:
 
 
 def undisturbed(
-    spec: SmallTalkSpec,
+    spec: RunSpec,
     results: Mapping[TaskId, TaskResult] | None = None,
     salts: Mapping[Digest, str] | None = None,
+    entries: tuple[SteeringEntry, ...] = (),
 ) -> Undisturbed:
     """Folds the spec to its end.
 
     Args:
         results: of tasks whose accepted result came from a node with other arithmetic.
         salts: by lineage id + parent digest: accepted links that came from such a node.
+        entries: changes of its mixture, all known from the start: when one came is not to matter, but where it holds.
     """
-    fold = _Fold(spec, results or {}, salts or {})
+    fold = _Fold(spec, results or {}, salts or {}, entries)
     wanted = fold.to_the_end()
     assert isinstance(wanted.outcome, Finished), wanted.outcome
     return Undisturbed(
         chains={lineage: tuple(chain) for lineage, chain in fold.links.items()},
         report=wanted.outcome.report,
         slots={publication.slot: publication.weights for publication in wanted.publish},
+        steering=wanted.steering,
         num_tasks=fold.num_tasks,
     )

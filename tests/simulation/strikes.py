@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from coordinator.core import events as hear
+from potluck.ids import RunId
 from tests.simulation.network import HUB
 from tests.simulation.node import Node
 from tests.simulation.weather import STRIKES
@@ -14,8 +14,10 @@ from tests.simulation.weather import STRIKES
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+SEEN_MS = 500
+"""Until people have seen that a run serves."""
 LEFT_TO_WORK = 1
-"""Nodes of full speed that are never revoked."""
+"""Nodes of full speed that are neither revoked nor lost."""
 
 
 class Strikes:
@@ -24,10 +26,13 @@ class Strikes:
         self._kernel = world.kernel
         self._chance = world.chance
         self._weather = world.weather
+        self._odds = {kind: rate for kind, rate in world.weather.swarm.items() if kind in STRIKES}
 
     def begin(self) -> None:
-        if self._weather.strikes:
+        if self._odds:
             self._kernel.after(self._pause_ms(), self._strike)
+        if "cancel-run" in self._odds:
+            self._kernel.after(SEEN_MS, self._cancel_once_served)
 
     def _pause_ms(self) -> float:
         return self._chance.expovariate(1 / self._weather.strike_every_ms)
@@ -35,8 +40,7 @@ class Strikes:
     def _strike(self) -> None:
         if self._world.healed:
             return
-        kind = self._chance.choice(self._weather.strikes)
-        assert kind in STRIKES, kind
+        (kind,) = self._chance.choices(list(self._odds), list(self._odds.values()))
         getattr(self, f"_{kind.replace('-', '_')}")()
         self._kernel.after(self._pause_ms(), self._strike)
 
@@ -79,15 +83,23 @@ class Strikes:
 
     def _revoke_node(self) -> None:
         node = self._victim()
-        left = [one for one in self._world.nodes if not one.revoked and one is not node and one.throttle == 1.0]
-        if node is None or node.revoked or len(left) < LEFT_TO_WORK or self._chance.random() < 0.7:
-            return
-        if node.name not in self._world.checkers.enrolled:
+        if node is None or not self._can_spare(node) or node.name not in self._world.checkers.enrolled:
             return
         self._kernel.mark("revoke-node")
         node.revoked = True
         name = node.name
-        self._world.admin(lambda now_ms: hear.PeerRevoked(now_ms=now_ms, node=name))
+        self._world.people.ask(lambda now_ms: hear.PeerRevoked(now_ms=now_ms, node=name))
+
+    def _lose_node(self) -> None:
+        """Crashes, and never comes back: what it had finished and not told is gone with it."""
+        node = self._victim()
+        if node is not None and self._can_spare(node):
+            node.lost = True
+            node.crash("lose-node")
+
+    def _can_spare(self, node: Node) -> bool:
+        left = [one for one in self._world.nodes if not one.gone and one is not node and one.throttle == 1.0]
+        return not node.gone and len(left) >= LEFT_TO_WORK and self._chance.random() < 0.3
 
     # --- links --------------------------------------------------------------------------------
 
@@ -152,46 +164,44 @@ class Strikes:
         self._kernel.after(self._for_ms(), lambda: hub.enter(life, lambda: hub.die("hub-stopped-after-drain")))
 
     def _cancel_run(self) -> None:
-        """And takes it up again a while later."""
-        run = next(iter(self._world.specs))
+        run = self._chance.choice(list(self._world.specs))
         book = self._world.checkers.plans.runs.get(run)
-        if book is None or book.state != "running" or self._chance.random() < 0.5:
-            return
+        if book is not None and book.state == "running" and self._chance.random() < 0.5:
+            self._cancel(run)
+
+    def _cancel_once_served(self) -> None:
+        """Publications come late in a run: blind strikes would never meet one."""
+        for run, book in self._world.checkers.plans.runs.items():
+            if book.state == "running" and book.slots and not self._world.healed:
+                self._cancel(run)
+                return
+        if not self._world.healed:
+            self._kernel.after(SEEN_MS, self._cancel_once_served)
+
+    def _cancel(self, run: RunId) -> None:
+        """And takes it up again a while later."""
         self._kernel.mark("cancel-run")
-        self._world.admin(
+        self._world.people.ask(
             lambda now_ms: hear.RunCancelled(now_ms=now_ms, run=run), wanted=lambda: not self._world.healed
         )
-        self._kernel.after(self._for_ms(), lambda: self._world.submit(run))
+        self._kernel.after(self._for_ms(), lambda: self._world.people.start(run))
 
     # --- rest -----------------------------------------------------------------------------------
 
     def _pause_run(self) -> None:
-        run = next(iter(self._world.specs))
+        run = self._chance.choice(list(self._world.specs))
         book = self._world.checkers.plans.runs.get(run)
         if book is not None and book.state == "running":
             self._kernel.mark("pause-run")
-            self._rest(
-                lambda now_ms: hear.RunPaused(now_ms=now_ms, run=run),
-                lambda now_ms: hear.RunResumed(now_ms=now_ms, run=run),
-            )
+            self._world.people.pause(run, self._for_ms())
 
     def _drain_node(self) -> None:
         node = self._victim()
         if node is not None and node.name in self._world.checkers.enrolled:
             self._kernel.mark("drain-node")
             name = node.name
-            self._rest(
+            self._world.people.rest(
                 lambda now_ms: hear.NodeDrained(now_ms=now_ms, node=name),
                 lambda now_ms: hear.NodeRestored(now_ms=now_ms, node=name),
+                self._for_ms(),
             )
-
-    def _rest(self, begin: Callable[[int], hear.Event], end: Callable[[int], hear.Event]) -> None:
-        """Asked for until it is answered, and no longer once its end has come."""
-        over: list[bool] = []
-        self._world.admin(begin, wanted=lambda: not over)
-
-        def go_on() -> None:
-            over.append(True)
-            self._world.admin(end)
-
-        self._kernel.after(self._for_ms(), go_on)

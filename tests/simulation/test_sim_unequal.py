@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core.policy import weight
-from tests.simulation import fake
+from tests.simulation.programme import smalltalk_spec
 from tests.simulation.weather import calm_weather
 from tests.simulation.world import World
 
@@ -38,7 +38,7 @@ def test_equal_nodes_are_given_nothing_twice() -> None:
 def test_two_runs_share_the_nodes_by_weight(num_nodes: int, priority: int) -> None:
     """Both train experts for long; until the first is done, what each had trained is as their weights are."""
     world = World(1, calm_weather(1, num_nodes=num_nodes))
-    first, second = (fake.small_spec(variant, expert_steps=60) for variant in (0, 2))
+    first, second = (smalltalk_spec(variant, expert_steps=60) for variant in (0, 2))
     world.specs = {first.id: first, second.id: second}
     world.priorities = {second.id: priority}
     world.live_until_one_has_finished()

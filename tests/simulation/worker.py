@@ -39,7 +39,7 @@ class Host(Protocol):
 
     def hits(self, point: str) -> bool: ...
 
-    def may_fail(self, work: str) -> bool: ...
+    def fails(self, point: str, work: str) -> bool: ...
 
     def next_entry(self) -> int: ...
 
@@ -116,7 +116,7 @@ class Worker:
     def _step(self, job: _Job, lease: TrainLease) -> None:
         if self._job is not job:
             return
-        if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
+        if self._host.fails("worker-fails", lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="bug.worker-crashed", message="signal 11"))
             return
         self._host.trained(lease.lineage, lease.fence, job.step)
@@ -173,7 +173,7 @@ class Worker:
     def _task(self, job: _Job, lease: TaskLease) -> None:
         if self._job is not job:
             return
-        if self._host.hits("worker-fails") and self._host.may_fail(lease.label):
+        if self._host.fails("worker-fails", lease.label):
             self._end(on.WorkerFailed(fence=lease.fence, error_id="resource.out-of-memory", message="killed"))
             return
         salt = f"diverges {lease.fence}" if self._host.hits("diverges") else ""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
-from coordinator.core import events as hear
-from coordinator.core.events import Event
-from potluck.ids import Digest, RunId
-from potluck.specs.smalltalk import SmallTalkSpec
-from tests.simulation import fake
+from potluck.ids import LineageId, RunId
+from potluck.specs.run import RunSpec
 from tests.simulation.checkers import Checkers
 from tests.simulation.hub import Hub
 from tests.simulation.kernel import Kernel
 from tests.simulation.network import HUB, Network, Stream
 from tests.simulation.node import Node
 from tests.simulation.oracle import Undisturbed, undisturbed
+from tests.simulation.people import People
 from tests.simulation.snapshot import snapshot_of
 from tests.simulation.story import Violation
 from tests.simulation.strikes import Strikes
@@ -30,13 +27,14 @@ LIVENESS_MS = 240_000
 """Simulated time that a healed world has for the rest of its runs; undisturbed they take a quarter of it."""
 SETTLE_MS = 60_000
 """And then for nodes to deliver or drop what is left."""
-ADMIN_AGAIN_MS = 2_000
+TAKE_UP_AGAIN_MS = 2_000
 THROTTLED = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     seed: int
+    weather: Weather
     marks: Counter[str]
     violation: Violation | None
     raised: str
@@ -60,12 +58,14 @@ class World:
         self.healed = False
         self._failures_left: dict[str, int] = {}
         self.nodes = [self._node(index) for index in range(self.weather.num_nodes)]
-        first = fake.small_spec(self.weather.variant)
+        first, *others = self.weather.programme.specs
         self.specs = {first.id: first}
-        self.priorities: dict[RunId, int] = {}
+        """Those that were started."""
+        self._waiting = others
+        self.priorities: dict[RunId, int] = {spec.id: self.weather.programme.priority for spec in others}
         """Of runs that have another one than 0."""
+        self.people = People(self)
         self.strikes = Strikes(self)
-        self._requests = 0
 
     # --- phases ---------------------------------------------------------------------------------
 
@@ -76,8 +76,8 @@ class World:
             Violation: of the check that saw it.
         """
         self._begin()
-        if self.weather.two_runs:
-            self.kernel.after(self.chance.uniform(2_000, self.weather.storm_ms / 2), self._submit_another)
+        for spec in self._waiting:
+            self.kernel.after(self.chance.uniform(2_000, 10_000), partial(self._start_another, spec))
         self.strikes.begin()
         self.kernel.run(self.weather.storm_ms, self._all_finished)
         self._heal()
@@ -96,16 +96,24 @@ class World:
         """Runs a world without faults, all its runs from the beginning, until the first of them has finished."""
         self._begin()
         for run in list(self.specs)[1:]:
-            self.submit(run)
+            self.people.start(run)
         runs = self.checkers.plans.runs
         assert self.kernel.run(10 * LIVENESS_MS, lambda: any(book.state == "finished" for book in runs.values()))
 
     def _begin(self) -> None:
         self.hub.start()
-        self._enrol()
-        self.submit(next(iter(self.specs)))
+        first = next(iter(self.specs))
+        late = self.nodes[-1] if self.weather.late_ms else None
         for node in self.nodes:
-            self.kernel.after(self.chance.uniform(0, 2_000), node.start)
+            if node is not late:
+                self.people.enrol(node)
+        self.people.start(first)
+        self.people.steer(first)
+        for node in self.nodes:
+            if node is late:
+                self.kernel.after(self.weather.late_ms, partial(self._join, node))
+            else:
+                self.kernel.after(self.chance.uniform(0, 2_000), node.start)
         self.kernel.after(SUPERVISE_MS, self._supervise)
 
     def _heal(self) -> None:
@@ -125,21 +133,23 @@ class World:
         for run in self.specs:
             book = self.checkers.plans.runs.get(run)
             if book is not None and book.state == "cancelled":
-                self.submit(run)
-        self.kernel.after(ADMIN_AGAIN_MS, self._take_up_again)
+                self.people.start(run)
+        self.kernel.after(TAKE_UP_AGAIN_MS, self._take_up_again)
 
     def _last_checks(self) -> None:
         self.checkers.look(snapshot_of(self.hub.machine.state))
         self.hub.compare_replay([])
         book = self.checkers.results
+        totals: dict[LineageId, int] = {}
         for run, spec in self.specs.items():
-            odd = book.odd_results or book.odd_links
-            oracle = undisturbed(spec, book.odd_results, book.odd_links) if odd else _oracle(spec)
+            entries = self.checkers.steering.entries(run)
+            special = book.odd_results or book.odd_links or entries
+            oracle = undisturbed(spec, book.odd_results, book.odd_links, entries) if special else _oracle(spec)
             self.checkers.ended(run, oracle)
             live = [node.name for node in self.nodes if node.alive]
             self.checkers.served(run, oracle.slots, live, self.weather.settings.serve_replicas)
+            totals |= {one: chain[-1].end_step for one, chain in oracle.chains.items()}
         if self.weather.calm:
-            totals = {one: chain[-1].end_step for one, chain in oracle.chains.items()}
             self.checkers.calm(totals, [node.name for node in self.nodes if node.throttle > 1])
 
     # --- who is there -----------------------------------------------------------------------------
@@ -151,7 +161,7 @@ class World:
             network=self.network,
             hub=self.hub,
             chance=self.chance,
-            points=dict(self.weather.points),
+            points=dict(self.weather.swarm),
             checkers=self.checkers,
             failures_left=self._failures_left,
             host=f"host-{index % self.weather.num_hosts}",
@@ -161,15 +171,36 @@ class World:
         return node
 
     def _node_ended(self, node: Node) -> None:
-        if not node.revoked:
+        if not node.gone:
             self.kernel.after(self._downtime_ms(), lambda: self._start(node))
 
     def _hub_died(self) -> None:
         self.kernel.after(self._downtime_ms(), lambda: self._start(self.hub))
 
     def _start(self, process: Hub | Node) -> None:
-        if not process.alive and not getattr(process, "revoked", False):
+        if not process.alive and not getattr(process, "gone", False):
             process.start()
+
+    def _join(self, node: Node) -> None:
+        """A machine that people add while the runs are under way."""
+        self.kernel.mark("joined-late")
+        self.people.enrol(node)
+        node.start()
+
+    def _start_another(self, spec: RunSpec) -> None:
+        self.kernel.mark("second-run")
+        self.specs[spec.id] = spec
+        self.people.start(spec.id)
+        self.people.steer(spec.id)
+        if not self.weather.calm and self.chance.random() < 0.5:
+            self._pause_beside(spec.id)
+
+    def _pause_beside(self, second: RunId) -> None:
+        """One of two runs rests for a while, as people have it who need the nodes for the other."""
+        self.kernel.mark("paused-beside-another")
+        run = self.chance.choice((next(iter(self.specs)), second))
+        pause_ms = self.chance.uniform(5_000, 40_000)
+        self.kernel.after(self.chance.uniform(0, 30_000), lambda: self.people.pause(run, pause_ms))
 
     def _downtime_ms(self) -> float:
         """Mostly short; sometimes longer than any lease."""
@@ -200,55 +231,6 @@ class World:
         node.enter(node.life, lambda: node.broken(stream))
         stream.forget()
 
-    # --- people -----------------------------------------------------------------------------------
-
-    def _enrol(self) -> None:
-        for node in self.nodes:
-            token = Digest(f"token of {node.name}")
-            self.admin(lambda now, t=token: hear.InviteIssued(  # type: ignore[misc]
-                now_ms=now, token_digest=t, role="node", expires_unix_ms=1
-            ))  # fmt: skip
-            self.admin(lambda now, n=node.name, t=token: hear.PeerEnrolled(  # type: ignore[misc]
-                now_ms=now, node=n, role="node", name=n, curve_public_key=n, token_digest=t
-            ))  # fmt: skip
-
-    def submit(self, run: RunId) -> None:
-        self._requests += 1
-        spec_json = self.specs[run].to_json()
-        request_id = f"request-{self._requests}"
-        self.admin(
-            lambda now_ms: hear.RunSubmitted(
-                now_ms=now_ms,
-                unix_ms=now_ms,
-                request_id=request_id,
-                run=run,
-                spec_json=spec_json,
-                corpus_json=fake.CORPUS.to_json(),
-                name="simulated",
-                priority=self.priorities.get(run, 0),
-            )
-        )
-
-    def _submit_another(self) -> None:
-        """A run that shares all lineages and most tasks with the first."""
-        self.kernel.mark("second-run")
-        another = fake.small_spec(self.weather.variant, bootstrap_samples=300)
-        self.specs[another.id] = another
-        self.submit(another.id)
-
-    def admin(self, event: Callable[[int], Event], wanted: Callable[[], bool] = lambda: True) -> None:
-        """A person's call, repeated until it is answered, or no longer wanted."""
-        answers: list[object] = []
-
-        def attempt() -> None:
-            if answers or not wanted():
-                return
-            if self.hub.runs:
-                self.hub.submit(event(self.hub.now_ms), answers.append)
-            self.kernel.after(ADMIN_AGAIN_MS, attempt)
-
-        attempt()
-
     # --- ends -------------------------------------------------------------------------------------
 
     def _all_finished(self) -> bool:
@@ -258,7 +240,7 @@ class World:
     def _is_settled(self) -> bool:
         if not self.hub.is_quiet or self.checkers.leases.live:
             return False
-        up = [node for node in self.nodes if not node.revoked]
+        up = [node for node in self.nodes if not node.gone]
         return all(n.alive and n.machine.session_up and not n.disk.entries and not n.machine.fence for n in up) and (
             all(n.name in self.checkers.nodes.serves for n in up)
         )
@@ -274,7 +256,7 @@ class World:
 
 
 @cache
-def _oracle(spec: SmallTalkSpec) -> Undisturbed:
+def _oracle(spec: RunSpec) -> Undisturbed:
     return undisturbed(spec)
 
 
@@ -293,6 +275,7 @@ def run_world(seed: int) -> Outcome:
         raised = traceback.format_exc()
     return Outcome(
         seed=seed,
+        weather=world.weather,
         marks=world.kernel.marks,
         violation=violation,
         raised=raised,

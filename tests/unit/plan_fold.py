@@ -19,6 +19,7 @@ from coordinator.plans.base import CorpusFacts, Wanted
 from potluck.ids import NO_DIGEST, Digest, LineageId, TaskId, digest_json
 from potluck.recipe import Segment, next_commit
 from potluck.specs.run import RunSpec
+from tests.simulation.fake import OUTPUTS, what_of
 
 CORPUS = CorpusFacts(shards=tuple(Digest(f"{i:064d}") for i in range(3)), sources=("a", "b"))
 ROWS = {"train_rows": 500, "valid_rows": 60, "test_rows": 70}
@@ -86,26 +87,7 @@ class Fold:
 
     def _result(self, task: TaskWanted) -> TaskResult:
         params = json.loads(task.params_json)
-        what = params.get("what") or params.get("rule") or task.kind
-        names = {
-            "bpe": ["tokenizer"],
-            "part": ["part"],
-            "collect": ["tokens"],
-            "score": ["column"],
-            "sorted_greedy": ["assignment"],
-            "nll": ["nll"],
-            "compare": ["report"],
-            "contest": ["report"],
-            "lsi": ["encoder"],
-            "embed": ["vectors"],
-            "fit_clusters": ["tree"],
-            "partition": ["labels", "distances"],
-            "sources": ["labels", "partition"],
-            "cards": ["cards", "partition"],
-            "labels": ["labels", "array", "natural"],
-            "near_duplicates": ["excluded"],
-            "target_histogram": ["mixture"],
-        }
+        what = what_of(task.kind, params)
         luck = int(task.id[:6], 16) / 0xFFFFFF
         figures: dict[str, Any] = {
             "collect": self.rows,
@@ -116,7 +98,7 @@ class Fold:
             "gate": self.gate,
             "target_histogram": {"repeats": self.repeats, "warnings": []},
         }.get(what, {})
-        return TaskResult(blobs={name: digest_json([task.id, name]) for name in names.get(what, [])}, figures=figures)
+        return TaskResult(blobs={name: digest_json([task.id, name]) for name in OUTPUTS.get(what, ())}, figures=figures)
 
     def _commit(self, wanted: LineageWanted) -> None:
         chain = self.chains.setdefault(wanted.id, {})

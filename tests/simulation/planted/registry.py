@@ -1,20 +1,18 @@
-"""All planted bugs by name: the author's own, and those of somebody who had not seen the checkers."""
+"""All planted bugs by section of the table, and by name."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Mapping
 
+from tests.simulation.planted import blind_bugs, known, recent_bugs
 from tests.simulation.planted.bug import Bug
-from tests.simulation.planted.known import BUGS
+
+SECTIONS: Mapping[str, Mapping[str, Bug]] = {
+    "Planted by the author of the checkers": known.BUGS,
+    "Planted blind": blind_bugs.BUGS,
+    "Planted before they were tried": recent_bugs.BUGS,
+}
 
 
 def all_bugs() -> dict[str, Bug]:
-    return {**BUGS, **blind_bugs()}
-
-
-def blind_bugs() -> dict[str, Bug]:
-    if find_spec("tests.simulation.planted.blind_bugs") is None:
-        return {}
-    from tests.simulation.planted import blind_bugs as blind
-
-    return dict(blind.BUGS)
+    return {name: bug for bugs in SECTIONS.values() for name, bug in bugs.items()}
