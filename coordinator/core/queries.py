@@ -19,6 +19,7 @@ from coordinator.core.state import (
     State,
     TrainLease,
 )
+from coordinator.core.superseded import superseded
 from coordinator.core.values import Failed, Finished, LineageWanted, Publication, Running
 from coordinator.core.waits import waits_of
 from potluck.ids import NO_DIGEST, Digest, Fence, Json, LineageId, NodeId, RunId, canonical_json, short
@@ -246,6 +247,7 @@ def pinned_digests(state: State) -> frozenset[Digest]:
         pinned.update(digest for _, digest in task.wanted.inputs)
         if task.result is not None:
             pinned.update(task.result.blobs.values())
+    pinned -= superseded(state)
     for lineage in state.durable.lineages.values():
         pinned.update(commit.weights for commit in lineage.commits)
         for commit in lineage.commits[-2:]:

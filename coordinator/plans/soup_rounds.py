@@ -8,7 +8,7 @@ each part trains on its own and the changes of shared model and coefficients are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from coordinator.core.values import CommittedStep, SteeringEntry, TaskKind, TaskResult
@@ -22,8 +22,8 @@ from potluck.recipe import Mixtures
 
 MAX_POINTS = 64
 """Of a loss curve."""
-MAX_KNOWN = 1 << 16
-"""Tasks whose ids are remembered: more than a run has."""
+MAX_REMEMBERED = 1 << 12
+"""Rounds whose tasks are: those of the longest run twice over, a few KiB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class StandIn:
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
+    setting: Digest
     common: Digest
     banks: tuple[Digest, ...]
     optimizers: tuple[Digest, ...] = ()
@@ -103,62 +104,50 @@ class Rounds:
         total = self.spread.rounds(steps)
         chain: dict[int, CommittedStep] = {}
         losses: list[float] = []
-        setting = SpreadSetting(recipe=self.training.recipe, data=self.data, spread=self.spread)
-        begun = self._task("outer_step", {"what": "begin"}, {}, "begin the soup", {"setting": to_mapping(setting)})
-        if begun is not None:
-            state: _State | None = _State(
-                common=begun.blobs["common"],
-                banks=tuple(begun.blobs[f"bank-{part:03d}"] for part in range(self.spread.parts)),
-            )
-            probed = _probed_rounds(total)
-            following = self._exact_round if self.spread.local_steps == 1 else self._local_round
-            for number in range(total):
-                assert state is not None
-                state, loss = following(begun.blobs["setting"], number, state)
-                if state is None:
-                    break
+        state = self._begun()
+        probed = _probed_rounds(total)
+        following = self._exact_round if self.spread.local_steps == 1 else self._local_round
+        while state is not None and len(losses) < total:
+            state, loss = following(len(losses), state)
+            if state is not None:
                 losses.append(loss)
-                if number + 1 in probed:
-                    self._put_together(state, number, chain)
+                if len(losses) in probed:
+                    self._put_together(state, len(losses), chain)
         return Walked(chain=chain, losses=tuple(losses), total=total, spread=self.spread, steps=steps)
 
-    def _exact_round(self, setting: Digest, number: int, state: _State) -> tuple[_State | None, float]:
+    def _begun(self) -> _State | None:
+        setting = SpreadSetting(recipe=self.training.recipe, data=self.data, spread=self.spread)
+        params: dict[str, Json] = {"what": "begin", "setting": to_mapping(setting)}
+        begun = self._want("outer_step", params, {}, "begin the soup")
+        if begun is None:
+            return None
+        banks = tuple(begun.blobs[f"bank-{part:03d}"] for part in range(self.spread.parts))
+        return _State(setting=begun.blobs["setting"], common=begun.blobs["common"], banks=banks)
+
+    def _exact_round(self, number: int, state: _State) -> tuple[_State | None, float]:
         """One step: every part's gradients, then what each of them owns, and what all share."""
-        parts = self._parts("gradients", setting, number, state.weights | self._text)
-        if parts is None:
+        parts = self._results(_part_tasks("gradients", number, state, self.data))
+        gradients = tuple(result.blobs["gradients"] for result in parts)
+        stepped = self._results(_outer_tasks(number, state, gradients)) if gradients else []
+        if not stepped:
             return None, 0.0
-        inputs = {"setting": setting} | state.weights
-        inputs |= _numbered("weights-gradients", [result.blobs["gradients"] for result in parts])
-        stepped = [
-            self._task(
-                "outer_step",
-                {"what": "bank", "part": part, "round": number},
-                inputs | state.optimizer(part),
-                f"round {number + 1}: experts of part {part + 1}",
-            )
-            for part in range(self.spread.parts)
-        ]
-        label = f"round {number + 1}: shared model and coefficients"
-        common = self._task(
-            "outer_step", {"what": "common", "round": number}, inputs | state.optimizer(self.spread.parts), label
-        )
-        banks = [result for result in stepped if result is not None]
-        if common is None or len(banks) < len(stepped):
-            return None, 0.0
-        following = _State(
+        *banks, common = stepped
+        following = replace(
+            state,
             common=common.blobs["common"],
             banks=tuple(result.blobs["bank"] for result in banks),
-            optimizers=tuple(result.blobs["optimizer"] for result in [*banks, common]),
+            optimizers=tuple(result.blobs["optimizer"] for result in stepped),
         )
         return following, _mean_loss(parts)
 
-    def _local_round(self, setting: Digest, number: int, state: _State) -> tuple[_State | None, float]:
+    def _local_round(self, number: int, state: _State) -> tuple[_State | None, float]:
         """Local steps of every part, and the average of their changes."""
-        parts = self._parts("local_steps", setting, number, state.weights | self._text, state)
-        averaged = self._averaged(setting, number, state, parts) if parts is not None else None
-        if parts is None or averaged is None:
+        parts = self._results(_part_tasks("local_steps", number, state, self.data))
+        averaged = self._averaged(number, state, parts) if parts else None
+        if averaged is None:
             return None, 0.0
-        following = _State(
+        following = replace(
+            state,
             common=averaged.blobs["common"],
             banks=tuple(result.blobs["bank"] for result in parts),
             optimizers=tuple(result.blobs["optimizer"] for result in parts),
@@ -166,40 +155,18 @@ class Rounds:
         )
         return following, _mean_loss(parts)
 
-    def _averaged(self, setting: Digest, number: int, state: _State, parts: list[TaskResult]) -> TaskResult | None:
+    def _averaged(self, number: int, state: _State, parts: list[TaskResult]) -> TaskResult | None:
         """The outer step over the hub: the seam for any other transport of S and phi."""
-        inputs = {"setting": setting, "weights-common": state.common}
-        inputs |= _numbered("weights-delta", [result.blobs["delta"] for result in parts])
-        inputs |= {"weights-momentum": state.momentum} if state.momentum != NO_DIGEST else {}
-        label = f"round {number + 1}: average of the parts"
-        return self._task("outer_step", {"what": "average", "round": number}, inputs, label)
+        deltas = tuple(result.blobs["delta"] for result in parts)
+        found = self._results(_average_task(number, state, deltas))
+        return found[0] if found else None
 
-    def _parts(
-        self, what: str, setting: Digest, number: int, inputs: Mapping[str, Digest], own: _State | None = None
-    ) -> list[TaskResult] | None:
-        """The `train` tasks of a round, once all are done.
-
-        Args:
-            own: whose optimizers the parts go on with, if they have any.
-        """
-        found = [
-            self._task(
-                "train",
-                {"what": what, "part": part, "round": number},
-                {"setting": setting, **inputs, **(own.optimizer(part) if own is not None else {})},
-                f"round {number + 1}: part {part + 1} of {self.spread.parts}",
-            )
-            for part in range(self.spread.parts)
-        ]
-        done = [result for result in found if result is not None]
-        return done if len(done) == len(found) else None
-
-    def _put_together(self, state: _State, number: int, chain: dict[int, CommittedStep]) -> None:
-        label = f"put the soup together after round {number + 1}"
-        made = self._task("outer_step", {"what": "assemble"}, state.weights, label)
+    def _put_together(self, state: _State, done: int, chain: dict[int, CommittedStep]) -> None:
+        params: dict[str, Json] = {"what": "assemble"}
+        made = self._want("outer_step", params, state.weights, f"put the soup together after round {done}")
         if made is None:
             return
-        step = self.spread.steps(number, self.training.total_steps).stop
+        step = self.spread.steps(done - 1, self.training.total_steps).stop
         chain[step] = CommittedStep(
             step=step,
             checkpoint=digest_json([state.common, *state.banks, *state.optimizers, state.momentum]),
@@ -208,36 +175,82 @@ class Rounds:
             figures={},
         )
 
-    @property
-    def _text(self) -> dict[str, Digest]:
-        return {"tokens_manifest": self.data.tokens, "labels_manifest": self.data.labels}
+    def _results(self, tasks: tuple[_RoundTask, ...]) -> list[TaskResult]:
+        """Those of all the tasks, or none while any is wanted."""
+        results = self.wishes.results
+        found = [
+            results.task(task.id)
+            if results.is_settled(task.id)
+            else self._want(task.kind, dict(task.params), dict(task.inputs), task.label)
+            for task in tasks
+        ]
+        done = [result for result in found if result is not None]
+        return done if len(done) == len(found) else []
 
-    def _task(
-        self,
-        kind: TaskKind,
-        params: Mapping[str, str | int],
-        inputs: Mapping[str, Digest],
-        label: str,
-        more: Mapping[str, Json] | None = None,
+    def _want(
+        self, kind: TaskKind, params: Mapping[str, Json], inputs: Mapping[str, Digest], label: str
     ) -> TaskResult | None:
-        if more is None:
-            identifier = _known_id(kind, tuple(params.items()), tuple(inputs.items()))
-            if self.wishes.results.is_settled(identifier):
-                return self.wishes.results.task(identifier)
-        return self.wishes.task(
-            kind,
-            {**params, **(more or {})},
-            inputs,
-            label=label,
-            rank=FIRST_RANK,
-            memory_bytes=self.training.memory_bytes,
+        memory = self.training.memory_bytes
+        return self.wishes.task(kind, params, inputs, label=label, rank=FIRST_RANK, memory_bytes=memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RoundTask:
+    id: TaskId
+    kind: TaskKind
+    params: Mapping[str, Json]
+    inputs: Mapping[str, Digest]
+    label: str
+
+    @staticmethod
+    def of(kind: TaskKind, params: Mapping[str, Json], inputs: Mapping[str, Digest], label: str) -> _RoundTask:
+        return _RoundTask(id=task_id(kind, params, inputs), kind=kind, params=params, inputs=inputs, label=label)
+
+
+# The tasks of a round follow from the state it starts from. They are remembered, for each evaluation of the plan walks
+# through all rounds that are done: that costs a look-up each.
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _part_tasks(what: str, number: int, state: _State, data: Mixtures) -> tuple[_RoundTask, ...]:
+    inputs = {"setting": state.setting, "tokens_manifest": data.tokens, "labels_manifest": data.labels, **state.weights}
+    count = len(state.banks)
+    return tuple(
+        _RoundTask.of(
+            "train",
+            {"what": what, "part": part, "round": number},
+            inputs | (state.optimizer(part) if what == "local_steps" else {}),
+            f"round {number + 1}: part {part + 1} of {count}",
         )
+        for part in range(count)
+    )
 
 
-@lru_cache(maxsize=MAX_KNOWN)
-def _known_id(kind: TaskKind, params: tuple[tuple[str, Json], ...], inputs: tuple[tuple[str, Digest], ...]) -> TaskId:
-    """`task_id`, remembered: each evaluation walks through all rounds that are done."""
-    return task_id(kind, dict(params), dict(inputs))
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _outer_tasks(number: int, state: _State, gradients: tuple[Digest, ...]) -> tuple[_RoundTask, ...]:
+    """One for the experts of each part, and last the one for what is shared."""
+    inputs = {"setting": state.setting, **state.weights, **_numbered("weights-gradients", gradients)}
+    count = len(state.banks)
+    banks = tuple(
+        _RoundTask.of(
+            "outer_step",
+            {"what": "bank", "part": part, "round": number},
+            inputs | state.optimizer(part),
+            f"round {number + 1}: experts of part {part + 1}",
+        )
+        for part in range(count)
+    )
+    label = f"round {number + 1}: shared model and coefficients"
+    params: dict[str, Json] = {"what": "common", "round": number}
+    return *banks, _RoundTask.of("outer_step", params, inputs | state.optimizer(count), label)
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _average_task(number: int, state: _State, deltas: tuple[Digest, ...]) -> tuple[_RoundTask]:
+    inputs = {"setting": state.setting, "weights-common": state.common, **_numbered("weights-delta", deltas)}
+    inputs |= {"weights-momentum": state.momentum} if state.momentum != NO_DIGEST else {}
+    params: dict[str, Json] = {"what": "average", "round": number}
+    return (_RoundTask.of("outer_step", params, inputs, f"round {number + 1}: average of the parts"),)
 
 
 def _probed_rounds(total: int) -> set[int]:
@@ -245,7 +258,7 @@ def _probed_rounds(total: int) -> set[int]:
     return {-(-total * quarter // NUM_PROBES) for quarter in range(1, NUM_PROBES + 1)}
 
 
-def _numbered(prefix: str, digests: list[Digest] | tuple[Digest, ...]) -> dict[str, Digest]:
+def _numbered(prefix: str, digests: tuple[Digest, ...]) -> dict[str, Digest]:
     return {f"{prefix}-{index:03d}": digest for index, digest in enumerate(digests)}
 
 
