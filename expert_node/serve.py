@@ -83,7 +83,7 @@ class Serving:
         self._assigned = tuple(slots)
         before = {slot.weights for slot in self._states}
         kept = {slot: state for slot, state in self._states.items() if state.state != "failed"}
-        names = {(slot.run, slot.slot) for slot in slots if slot not in kept}
+        names = {(s.run, s.slot) for s in slots if s not in kept or kept[s].state != "ready"}
         old = {s: state for s, state in kept.items() if state.state == "ready" and (s.run, s.slot) in names}
         self._states = old | {s: kept.get(s) or SlotState(slot=s, state="loading") for s in slots}
         after = {slot.weights for slot in self._states}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -53,7 +52,7 @@ class Session:
         self._on_down = on_down
         self._on_item = on_item
         self._heartbeat_ms = HEARTBEAT_MS
-        self._waiting: deque[node_pb2.UpItem] = deque()
+        self._owes_serving = False
         self._nudge = asyncio.Event()
         self._leaving = False
         self._up = False
@@ -82,9 +81,9 @@ class Session:
                         await self._nudge.wait()
 
     def say_serving(self) -> None:
-        """Sends the serving state soon; several calls before it goes are one."""
-        if self._up and not any(item.HasField("serving") for item in self._waiting):
-            self._waiting.append(node_pb2.UpItem(serving=self._serving()))
+        """Sends the serving state soon, as it is when it goes; several calls before that are one."""
+        if self._up:
+            self._owes_serving = True
             self._nudge.set()
 
     def beat(self) -> None:
@@ -110,11 +109,9 @@ class Session:
         hello = node_pb2.SessionHello(hello=self._hello)
         await stream.write(node_pb2.SessionUp(items=[node_pb2.UpItem(hello=hello)]))
         while not self._leaving:
-            items = [node_pb2.UpItem(heartbeat=self._heartbeat()), *self._waiting] if self._up else []
-            self._waiting.clear()
-            if items:
-                await stream.write(node_pb2.SessionUp(items=items))
             self._nudge.clear()
+            if self._up:
+                await stream.write(node_pb2.SessionUp(items=self._due()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_ms / 1000):
                     await self._nudge.wait()
@@ -124,6 +121,13 @@ class Session:
         # The coordinator ends the stream in answer; one that does not must not hold us.
         await asyncio.sleep(BYE_SECONDS)
         stream.cancel()
+
+    def _due(self) -> list[node_pb2.UpItem]:
+        items = [node_pb2.UpItem(heartbeat=self._heartbeat())]
+        if self._owes_serving:
+            self._owes_serving = False
+            items.append(node_pb2.UpItem(serving=self._serving()))
+        return items
 
     async def _take(self, item: node_pb2.DownItem, backoff: Backoff) -> None:
         if item.WhichOneof("item") == "welcome":
