@@ -81,6 +81,15 @@ class Attachment:
                 self._put(pb.AttachUpItem(tokens=chunk))
             case "scores":
                 self._put(pb.AttachUpItem(scores=pb.ScoreChunk(request=request, log_probs=message["log_probs"])))
+            case "instantiated":
+                made = pb.Instantiated(
+                    request=request,
+                    digest=message["digest"],
+                    cached=message["cached"],
+                    build_ms=message["build_ms"],
+                    coefficients=message["coefficients"],
+                )
+                self._put(pb.AttachUpItem(instantiated=made))
             case "failed":
                 failed = pb.WorkFailed(request=request, error_id=message["error_id"], message=message["message"])
                 self._put(pb.AttachUpItem(failed=failed))
@@ -152,11 +161,16 @@ class Attachment:
                 work = item.generate
                 names = ("weights", "max_tokens", "temperature", "top_k", "top_p", "seed", "credit")
                 command = {name: getattr(work, name) for name in names}
-                self._serving.ask(self, work.request, {"type": "generate", "ids": list(work.ids), **command})
+                command |= {"type": "generate", "ids": list(work.ids), "mixture": _mixture(work)}
+                self._serving.ask(self, work.request, command)
             case "score":
                 score = item.score
                 command = {"type": "score", "ids": list(score.ids), "weights": score.weights}
-                self._serving.ask(self, score.request, command)
+                self._serving.ask(self, score.request, {**command, "mixture": _mixture(score)})
+            case "instantiate":
+                wanted = item.instantiate
+                command = {"type": "instantiate", "weights": wanted.weights, "mixture": _mixture(wanted)}
+                self._serving.ask(self, wanted.request, command)
             case "credit":
                 self._serving.credit(self, item.credit.request, item.credit.tokens)
             case "cancel":
@@ -175,6 +189,10 @@ class Attachment:
             return
         self._waiting.append(item)
         self._work.set()
+
+
+def _mixture(work: pb.GenerateWork | pb.ScoreWork | pb.InstantiateWork) -> list[list[float]]:
+    return [[share.domain, share.weight] for share in work.mixture]
 
 
 def take_batch(waiting: deque[pb.AttachUpItem]) -> list[pb.AttachUpItem]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from expert_node.child import Child, GroupNote
 from expert_node.frames import Message
+from expert_node.soups import NO_MEMORY
 from potluck.errors import PotluckError
 from potluck.ids import Digest
 from potluck.telemetry import logger
@@ -78,7 +79,8 @@ class Serving:
     async def assign(self, slots: Sequence[Slot]) -> None:
         """The whole of what to serve; replaces what was said before. Models in use stay loaded.
 
-        A slot that gets other weights is served with those it has until the new ones are ready.
+        A slot that gets other weights is served with those it has until the new ones are ready, or until there turns
+        out to be no room for both.
         """
         self._assigned = tuple(slots)
         before = {slot.weights for slot in self._states}
@@ -187,7 +189,8 @@ class Serving:
                 self._drop_superseded()
                 self._publish(self.states)
             case "load-failed":
-                self._set(message["weights"], "failed", f"[{message['error_id']}] {message['message']}")
+                if message["error_id"] != NO_MEMORY or not self._give_way(message["weights"]):
+                    self._set(message["weights"], "failed", f"[{message['error_id']}] {message['message']}")
                 self._publish(self.states)
             case _:
                 self._answer(message)
@@ -228,11 +231,24 @@ class Serving:
                 self._states[slot] = replace(old, state=state, reason=reason)
 
     def _drop_superseded(self) -> None:
-        ready = {(s.run, s.slot) for s in self._assigned if self._states[s].state == "ready"}
-        for old in [s for s in self._states if s not in self._assigned and (s.run, s.slot) in ready]:
+        self._drop({(s.run, s.slot) for s in self._assigned if self._states[s].state == "ready"})
+
+    def _give_way(self, weights: str) -> bool:
+        """Loads weights anew without what they supersede; False if they supersede nothing."""
+        waiting = [slot for slot in self._assigned if slot.weights == weights]
+        if not self._drop({(slot.run, slot.slot) for slot in waiting}):
+            return False
+        self._start_loading(waiting[0])
+        return True
+
+    def _drop(self, names: Collection[tuple[str, str]]) -> bool:
+        """Ends serving what slots of these names were assigned before; says whether there was any of it."""
+        superseded = [s for s in self._states if s not in self._assigned and (s.run, s.slot) in names]
+        for old in superseded:
             del self._states[old]
             if all(slot.weights != old.weights for slot in self._states):
                 self._send({"type": "unload", "weights": old.weights})
+        return bool(superseded)
 
     def _forget(self, key: int) -> None:
         asker, request = self._askers.pop(key)

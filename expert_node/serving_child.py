@@ -2,26 +2,32 @@
 
     python -m expert_node.serving_child PARENT_PID
 
-Commands: `load` {weights, model_json, path}, `unload` {weights}, `generate` {key, weights, ids, max_tokens,
-temperature, top_k, top_p, seed, credit}, `score` {key, weights, ids}, `credit` {key, tokens}, `cancel` {key}.
+Commands: `load` {weights, model_json, path}, `unload` {weights}, `generate` {key, weights, mixture, ids, max_tokens,
+temperature, top_k, top_p, seed, credit}, `score` {key, weights, mixture, ids}, `instantiate` {key, weights, mixture},
+`credit` {key, tokens}, `cancel` {key}. A mixture is a list of [domain, weight]; only of a soup's models.
 Answers: `loaded`/`load-failed` {weights}, `tokens` {key, ids, finish}, `scores` {key, log_probs},
-`failed` {key, error_id, message}.
+`instantiated` {key, digest, cached, build_ms, coefficients}, `failed` {key, error_id, message}.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from expert_node.frames import Message
 from expert_node.parent_pipe import ParentPipe
+from expert_node.soups import Made, Soups
 from expert_node.worker import describe
 from potluck.config import from_mapping
 from potluck.errors import Refused
 from potluck.lm.config import ModelConfig
+from potluck.soup_names import Shares
 from potluck.telemetry import logger
 
 if TYPE_CHECKING:
@@ -40,7 +46,11 @@ log = logger("expert_node.serving")
 class Generation:
     """One text being continued; takes part in a step only while its reader has given credit."""
 
-    def __init__(self, command: Message, decoder: BatchDecoder) -> None:
+    def __init__(self, command: Message, model: str, decoder: BatchDecoder) -> None:
+        """
+        Args:
+            model: its key.
+        """
         from potluck.lm.generate import Continuation, SamplingParams
 
         params = SamplingParams(
@@ -51,7 +61,7 @@ class Generation:
             seed=command["seed"],
         )
         self.credit = int(command["credit"])
-        self.weights: str = command["weights"]
+        self.model = model
         self.decoder = decoder
         self.text = Continuation(decoder.config, command["ids"], params)
 
@@ -59,8 +69,9 @@ class Generation:
 class Scoring:
     """Log-probabilities of tokens 2..n, in rows of `context` tokens that overlap by one, as in evaluation."""
 
-    def __init__(self, command: Message, model: Decoder) -> None:
-        self._model = model
+    def __init__(self, command: Message, model: str, decoder: Decoder) -> None:
+        self.model = model
+        self._decoder = decoder
         self._ids: list[int] = command["ids"]
         self._log_probs: list[float] = []
 
@@ -70,47 +81,91 @@ class Scoring:
 
         from potluck.lm.loss import token_nll
 
-        stride = self._model.config.context - 1
+        stride = self._decoder.config.context - 1
         for _ in range(ROWS_PER_TURN):
             start = len(self._log_probs)
             row = self._ids[start : start + stride + 1]
             if len(row) < 2:
                 break
-            self._log_probs += (-token_nll(self._model, torch.tensor([row]))[0]).tolist()
+            self._log_probs += (-token_nll(self._decoder, torch.tensor([row]))[0]).tolist()
         if len(self._log_probs) + 1 < len(self._ids):
             return None
         return self._log_probs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """A request that waits for its model of a soup."""
+
+    command: Message
+    mixture: Shares
+
+
+Job = Generation | Scoring | Making
+
+
 class Server:
-    """Models by the digest of their weights, jobs by the node's key, oldest first."""
+    """Models by the digest of their weights, or by their key in `Soups`; jobs by the node's key, oldest first."""
 
     def __init__(self, pipe: ParentPipe) -> None:
         self._pipe = pipe
         self._models: dict[str, Decoder] = {}
         self._decoders: dict[str, BatchDecoder] = {}
         """Of the models that go on with a text now; they outlive an `unload` for as long."""
-        self._jobs: dict[int, Generation | Scoring] = {}
+        self._soups = Soups(available_bytes=lambda: int(psutil.virtual_memory().available))
+        self._jobs: dict[int, Job] = {}
 
     def run(self) -> None:
         """Serves until the process is ended."""
         while True:
-            if not any(isinstance(job, Scoring) or job.credit > 0 for job in self._jobs.values()):
+            if not any(not isinstance(job, Generation) or job.credit > 0 for job in self._jobs.values()):
                 self._take(self._pipe.receive())
             while (message := self._pipe.poll()) is not None:
                 self._take(message)
             self._round()
 
     def _round(self) -> None:
-        """Some rows of every text to score, one token of every text to continue."""
+        """A model of a soup, some rows of every text to score, one token of every text to continue."""
+        self._make()
         ready: dict[BatchDecoder, dict[int, Generation]] = {}
         for key, job in list(self._jobs.items()):
             if isinstance(job, Scoring):
                 self._score(key, job)
-            elif job.credit > 0:
+            elif isinstance(job, Generation) and job.credit > 0:
                 ready.setdefault(job.decoder, {})[key] = job
         for decoder, jobs in ready.items():
             self._step(decoder, jobs)
+
+    def _make(self) -> None:
+        """Begins the requests whose model of a soup is there, and makes one model that is not: texts under way are
+        not held up by more of them."""
+        has_made = False
+        for key, job in list(self._jobs.items()):
+            if not isinstance(job, Making):
+                continue
+            weights = job.command["weights"]
+            try:
+                made = self._soups.find(weights, job.mixture)
+                is_cached = made is not None
+                if made is None:
+                    if has_made:
+                        continue
+                    has_made = True
+                    made = self._soups.make(weights, job.mixture, in_use=self._models_in_use())
+                self._begin(key, job.command, made, is_cached=is_cached)
+            except Exception as error:  # One request's failure must not end the others.
+                self._fail(key, error)
+
+    def _models_in_use(self) -> set[str]:
+        return {job.model for job in self._jobs.values() if not isinstance(job, Making)}
+
+    def _begin(self, key: int, command: Message, made: Made, *, is_cached: bool) -> None:
+        if command["type"] != "instantiate":
+            self._jobs[key] = self._work(command, made.key, made.decoder)
+            return
+        answer = {"digest": made.digest, "build_ms": made.build_ms, "coefficients": list(made.coefficients)}
+        self._end(key)
+        self._pipe.send({"type": "instantiated", "key": key, "cached": is_cached, **answer})
 
     def _score(self, key: int, job: Scoring) -> None:
         try:
@@ -168,7 +223,8 @@ class Server:
                 self._load(message)
             case "unload":
                 self._models.pop(message["weights"], None)
-            case "generate" | "score":
+                self._soups.unload(message["weights"])
+            case "generate" | "score" | "instantiate":
                 self._start(message)
             case "credit":
                 job = self._jobs.get(message["key"])
@@ -184,8 +240,11 @@ class Server:
 
         weights = message["weights"]
         try:
-            config = from_mapping(ModelConfig, json.loads(message["model_json"]))
-            self._models[weights] = load_decoder(config, Path(message["path"]))
+            shape, path = json.loads(message["model_json"]), Path(message["path"])
+            if "soup" in shape:
+                self._soups.load(weights, shape, path)
+            else:
+                self._models[weights] = load_decoder(from_mapping(ModelConfig, shape), path)
         except Exception as error:  # Told to the router: the slot is not served here.
             log.failure("load-failed", error, weights=weights)
             error_id, text = describe(error)
@@ -202,28 +261,38 @@ class Server:
         except Exception as error:
             self._fail(key, error)
 
-    def _job(self, message: Message) -> Generation | Scoring:
-        model = self._models.get(message["weights"])
+    def _job(self, message: Message) -> Job:
+        weights = message["weights"]
+        if mixture := message.get("mixture"):
+            return Making(command=message, mixture=self._soups.mixture(weights, mixture))
+        if weights in self._soups:
+            fix = "name a model of it, such as soup:DOMAIN=1"
+            raise Refused("refused.no-mixture", f"weights {weights[:12]} are a soup's", fix)
+        model = self._models.get(weights)
         if model is None:
-            what = f"weights {message['weights'][:12]} are not served here"
-            raise Refused("refused.not-served", what, "try another replica")
+            raise Refused("refused.not-served", f"weights {weights[:12]} are not served here", "try another replica")
+        return self._work(message, weights, model)
+
+    def _work(self, message: Message, key: str, model: Decoder) -> Generation | Scoring:
+        """Args:
+        key: the model's.
+        """
         vocab = model.config.vocab
         wrong = next((i for i in message["ids"] if not 0 <= i < vocab), None)
         if wrong is not None:
             raise Refused("refused.bad-token", f"token {wrong} is outside [0, {vocab})", "use the run's tokenizer")
         if message["type"] == "generate":
-            return self._generation(message, model)
+            return self._generation(message, key, model)
         if not message["ids"]:
             raise Refused("refused.empty", "there are no tokens to score", "give at least one token")
-        return Scoring(message, model)
+        return Scoring(message, key, model)
 
-    def _generation(self, message: Message, model: Decoder) -> Generation:
+    def _generation(self, message: Message, key: str, model: Decoder) -> Generation:
         from potluck.lm.decoding import BatchDecoder
 
-        weights = message["weights"]
-        decoder = self._decoders[weights] if weights in self._decoders else BatchDecoder(model)
-        generation = Generation(message, decoder)
-        self._decoders[weights] = decoder
+        decoder = self._decoders[key] if key in self._decoders else BatchDecoder(model)
+        generation = Generation(message, key, decoder)
+        self._decoders[key] = decoder
         return generation
 
     def _end(self, key: int) -> None:
@@ -232,7 +301,7 @@ class Server:
         if isinstance(job, Generation):
             job.decoder.leave(job.text.window)
             if not any(isinstance(other, Generation) and other.decoder is job.decoder for other in self._jobs.values()):
-                del self._decoders[job.weights]
+                del self._decoders[job.model]
 
     def _fail(self, key: int, error: Exception) -> None:
         self._end(key)

@@ -10,17 +10,19 @@ from typing import Any, Self
 
 import grpc
 
+from potluck.client_answers import generated, instantiated, routed, scored
 from potluck.client_requests import (
     Prompt,
     checked_integer,
     checked_target,
     checked_text,
     generate_request,
+    instantiate_request,
     route_request,
     score_request,
     steer_request,
 )
-from potluck.client_values import Generated, Routed, Scored
+from potluck.client_values import Generated, Instantiated, Routed, Scored
 from potluck.errors import JoinError, NotReachable, PotluckError
 from potluck.net.channels import open_channel, open_sync_channel
 from potluck.net.diagnose import diagnose, diagnose_sync
@@ -29,7 +31,16 @@ from potluck.net.identity import Identity
 from potluck.net.tls import COORDINATOR_NAME, ROUTER_NAME
 from potluck.v1 import admin_pb2, admin_pb2_grpc, mixture_pb2, mixture_pb2_grpc, router_pb2, router_pb2_grpc
 
-__all__ = ["AdminClient", "AsyncRouterClient", "Generated", "Routed", "RouterClient", "Scored", "identity_in"]
+__all__ = [
+    "AdminClient",
+    "AsyncRouterClient",
+    "Generated",
+    "Instantiated",
+    "Routed",
+    "RouterClient",
+    "Scored",
+    "identity_in",
+]
 
 CALL_TIMEOUT_S = 30.0
 BACKUP_TIMEOUT_S = 6 * 3600.0
@@ -270,12 +281,24 @@ class RouterClient:
     def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
         """Which expert a text or ids go to. A run is an id, a name or a prefix; empty is the newest published."""
         with self._errors():
-            return _routed(self._stub.Route(route_request(prompt, run), timeout=timeout_s))
+            return routed(self._stub.Route(route_request(prompt, run), timeout=timeout_s))
 
-    def score(self, prompt: Prompt, *, run: str = "", slot: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Scored:
-        """Log-probabilities of tokens 2..n under the routed expert, or under `slot`."""
+    def score(
+        self, prompt: Prompt, *, run: str = "", slot: str = "", model: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> Scored:
+        """Log-probabilities of tokens 2..n under the routed expert, under `slot`, or under a soup's `model`."""
         with self._errors():
-            return _scored(self._stub.Score(score_request(prompt, run, slot), timeout=timeout_s))
+            return scored(self._stub.Score(score_request(prompt, run, slot, model), timeout=timeout_s))
+
+    def instantiate(self, model: str, *, run: str = "", timeout_s: float = GENERATE_TIMEOUT_S) -> Instantiated:
+        """Has a node make a model of a run's soup, or find it in its cache.
+
+        Args:
+            model: its name, such as ``soup:code=0.6,law=0.4``; `potluck.soup_names` has the grammar.
+            run: as in `route`.
+        """
+        with self._errors():
+            return instantiated(self._stub.Instantiate(instantiate_request(model, run), timeout=timeout_s))
 
     def generate(
         self,
@@ -289,17 +312,18 @@ class RouterClient:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        model: str = "",
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> Iterator[Generated]:
         """Streams a continuation; closing the iterator cancels it down to the node.
 
         The text ends before the first of the `stop` strings (at most 8, of 1 to 64 characters); the ids are all
-        tokens up to and including the one that completed it.
+        tokens up to and including the one that completed it. A `model` of a soup takes the place of a slot.
 
         A replica lost after the first token ends it with ``net.replica-lost``, the router itself with
         ``net.router-lost``; send the prompt and the tokens received so far as ids to go on.
         """
-        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop, model)
         return self._stream(request, timeout_s)
 
     def _stream(self, request: router_pb2.GenerateRequest, timeout_s: float) -> Iterator[Generated]:
@@ -309,7 +333,7 @@ class RouterClient:
             try:
                 for message in call:
                     num_received += len(message.ids)
-                    yield _generated(message)
+                    yield generated(message)
             except grpc.RpcError as error:
                 _raise_if_router_lost(error, self._target, num_received)
                 raise
@@ -345,16 +369,23 @@ class AsyncRouterClient:
     async def route(self, prompt: Prompt, *, run: str = "", timeout_s: float = CALL_TIMEOUT_S) -> Routed:
         """As `RouterClient.route`."""
         try:
-            return _routed(await self._stub.Route(route_request(prompt, run), timeout=timeout_s))
+            return routed(await self._stub.Route(route_request(prompt, run), timeout=timeout_s))
         except grpc.RpcError as error:
             raise await self._cause(error) from error
 
     async def score(
-        self, prompt: Prompt, *, run: str = "", slot: str = "", timeout_s: float = CALL_TIMEOUT_S
+        self, prompt: Prompt, *, run: str = "", slot: str = "", model: str = "", timeout_s: float = CALL_TIMEOUT_S
     ) -> Scored:
         """As `RouterClient.score`."""
         try:
-            return _scored(await self._stub.Score(score_request(prompt, run, slot), timeout=timeout_s))
+            return scored(await self._stub.Score(score_request(prompt, run, slot, model), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise await self._cause(error) from error
+
+    async def instantiate(self, model: str, *, run: str = "", timeout_s: float = GENERATE_TIMEOUT_S) -> Instantiated:
+        """As `RouterClient.instantiate`."""
+        try:
+            return instantiated(await self._stub.Instantiate(instantiate_request(model, run), timeout=timeout_s))
         except grpc.RpcError as error:
             raise await self._cause(error) from error
 
@@ -370,16 +401,17 @@ class AsyncRouterClient:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        model: str = "",
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> AsyncGenerator[Generated, None]:
         """As `RouterClient.generate`."""
-        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop)
+        request = generate_request(prompt, run, slot, max_tokens, temperature, top_k, top_p, seed, stop, model)
         call = self._stub.Generate(request, timeout=timeout_s)
         num_received = 0
         try:
             async for message in call:
                 num_received += len(message.ids)
-                yield _generated(message)
+                yield generated(message)
         except grpc.RpcError as error:
             _raise_if_router_lost(error, self._target, num_received)
             raise await self._cause(error) from error
@@ -429,37 +461,3 @@ def _raise_if_router_lost(error: grpc.RpcError, target: str, num_received: int) 
         what = f"the router at {target} went away after {num_received} tokens"
         fix = "send the prompt and the tokens received so far as ids, to it once it is back, or to another router"
         raise NotReachable("net.router-lost", what, fix) from error
-
-
-def _routed(answer: router_pb2.RouteResponse) -> Routed:
-    return Routed(
-        expert=answer.expert,
-        prefix_nll=tuple(answer.prefix_nll),
-        prefix_tokens=answer.prefix_tokens,
-        view_version=answer.view_version,
-        run=answer.run,
-        weights=answer.weights,
-    )
-
-
-def _scored(answer: router_pb2.ScoreResponse) -> Scored:
-    return Scored(
-        expert=answer.expert,
-        log_probs=tuple(answer.log_probs),
-        ids=tuple(answer.ids),
-        view_version=answer.view_version,
-        run=answer.run,
-        weights=answer.weights,
-    )
-
-
-def _generated(answer: router_pb2.GenerateResponse) -> Generated:
-    return Generated(
-        ids=tuple(answer.ids),
-        text=answer.text,
-        expert=answer.expert,
-        view_version=answer.view_version,
-        run=answer.run,
-        weights=answer.weights,
-        finish=answer.finish,
-    )

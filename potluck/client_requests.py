@@ -62,11 +62,15 @@ def route_request(prompt: Prompt, run: str) -> router_pb2.RouteRequest:
     return router_pb2.RouteRequest(tokens=_token_ids(prompt), run=run)
 
 
-def score_request(prompt: Prompt, run: str, slot: str) -> router_pb2.ScoreRequest:
-    run, slot = checked_text("run", run), checked_text("slot", slot)
+def score_request(prompt: Prompt, run: str, slot: str, model: str = "") -> router_pb2.ScoreRequest:
+    run, slot, model = checked_text("run", run), checked_text("slot", slot), checked_text("model", model)
     if isinstance(prompt, str):
-        return router_pb2.ScoreRequest(text=checked_text("text", prompt), run=run, slot=slot)
-    return router_pb2.ScoreRequest(tokens=_token_ids(prompt), run=run, slot=slot)
+        return router_pb2.ScoreRequest(text=checked_text("text", prompt), run=run, slot=slot, model=model)
+    return router_pb2.ScoreRequest(tokens=_token_ids(prompt), run=run, slot=slot, model=model)
+
+
+def instantiate_request(model: str, run: str) -> router_pb2.InstantiateRequest:
+    return router_pb2.InstantiateRequest(model=checked_text("model", model), run=checked_text("run", run))
 
 
 def generate_request(
@@ -79,6 +83,7 @@ def generate_request(
     top_p: float,
     seed: int,
     stop: Sequence[str] = (),
+    model: str = "",
 ) -> router_pb2.GenerateRequest:
     request = router_pb2.GenerateRequest(
         run=checked_text("run", run),
@@ -89,6 +94,7 @@ def generate_request(
         top_p=top_p,
         seed=_within("seed", seed, 0, MAX_SEED),
         stop=[checked_text(f"stop[{i}]", text) for i, text in enumerate(checked_stops(stop))],
+        model=checked_text("model", model),
     )
     if isinstance(prompt, str):
         request.text = checked_text("text", prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOT_ROUTED = -1
-"""The expert of an answer whose slot is no expert, such as `dense`."""
+"""The expert of an answer whose slot is no expert, such as `dense`, and of a soup's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class Scored:
     view_version: int
     run: str
     weights: str
+    """Of the model; of the whole soup if `model` is one of a soup."""
+    model: str = ""
+    """The one name of the model that was asked for, such as ``soup:code=0.6,law=0.4``; empty for a slot's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +53,26 @@ class Generated:
     weights: str
     finish: str
     """Empty until the last piece: `eod`, `length`, or `stop` where the text ended before a stop string."""
+    model: str = ""
+    """As in `Scored`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instantiated:
+    """A model that a node has made of a soup."""
+
+    model: str
+    """Its one name."""
+    digest: str
+    """SHA-256 of its weights as the safetensors file that the task `fit`/`instantiate` writes."""
+    cached: bool
+    """Whether the node had it already."""
+    build_ms: float
+    """What making it took, when it was made."""
+    coefficients: tuple[float, ...]
+    """phi(h), one for each expert of the soup."""
+    view_version: int
+    run: str
+    weights: str
+    """The soup's."""
+    node: str

@@ -13,6 +13,7 @@ from potluck.errors import JoinError, Refused
 from potluck.ids import Digest, RunId
 from potluck.net.remote_errors import error_from_id
 from potluck.net.tls import peer_of
+from potluck.soup_names import Shares
 from potluck.v1 import expert_pb2 as pb
 from potluck.v1 import expert_pb2_grpc, node_pb2
 from router.fleet import (
@@ -22,9 +23,11 @@ from router.fleet import (
     Failed,
     Fleet,
     GiveCredit,
+    Made,
     SayBye,
     Scores,
     StartGenerate,
+    StartInstantiate,
     StartScore,
     Tokens,
 )
@@ -34,6 +37,8 @@ ITEMS_PER_MESSAGE = 64
 """The writer sends what waits, at most so much in one message."""
 MAX_SLOTS = 4096
 """Slots one node may say it serves."""
+MAX_REASON = 500
+"""Characters kept of why a node cannot serve a slot."""
 
 log = telemetry.logger(__name__)
 
@@ -93,12 +98,21 @@ class ExpertServicer(expert_pb2_grpc.ExpertServiceServicer):
         for item in message.items:
             match item.WhichOneof("item"):
                 case "serving":
-                    self._fleet.set_ready(attachment, _ready_keys(item.serving))
+                    self._fleet.set_ready(attachment, *_served(item.serving))
                 case "tokens":
                     tokens = Tokens(ids=tuple(item.tokens.ids), finish=item.tokens.finish)
                     attachment.receive(item.tokens.request, tokens)
                 case "scores":
                     attachment.receive(item.scores.request, Scores(log_probs=tuple(item.scores.log_probs)))
+                case "instantiated":
+                    made = item.instantiated
+                    model = Made(
+                        digest=Digest(made.digest),
+                        cached=made.cached,
+                        build_ms=made.build_ms,
+                        coefficients=tuple(made.coefficients),
+                    )
+                    attachment.receive(made.request, model)
                 case "failed":
                     error = error_from_id(item.failed.error_id, item.failed.message)
                     attachment.receive(item.failed.request, Failed(error=error))
@@ -122,14 +136,23 @@ def _greeted(first: pb.AttachUp, context: grpc.aio.ServicerContext[Any, Any]) ->
     return claimed
 
 
-def _ready_keys(serving: node_pb2.ServingState) -> set[ReplicaKey]:
+def _served(serving: node_pb2.ServingState) -> tuple[set[ReplicaKey], dict[ReplicaKey, str]]:
+    """What is ready, and what failed with its reason."""
     if len(serving.slots) > MAX_SLOTS:
         raise Refused("refused.too-many-slots", f"{len(serving.slots)} slots", f"serve at most {MAX_SLOTS}")
-    return {
-        ReplicaKey(run=RunId(slot.run), slot=slot.slot, weights=Digest(slot.weights))
-        for slot in serving.slots
-        if slot.state == "ready"
-    }
+    ready: set[ReplicaKey] = set()
+    failed: dict[ReplicaKey, str] = {}
+    for slot in serving.slots:
+        key = ReplicaKey(run=RunId(slot.run), slot=slot.slot, weights=Digest(slot.weights))
+        if slot.state == "ready":
+            ready.add(key)
+        elif slot.state == "failed":
+            failed[key] = slot.reason[:MAX_REASON]
+    return ready, failed
+
+
+def _domain_shares(mixture: Shares) -> list[pb.DomainShare]:
+    return [pb.DomainShare(domain=domain, weight=weight) for domain, weight in mixture]
 
 
 def _down_item(item: Down) -> pb.AttachDownItem:
@@ -148,11 +171,17 @@ def _down_item(item: Down) -> pb.AttachDownItem:
                     top_p=item.sampling.top_p,
                     seed=item.sampling.seed,
                     credit=item.credit,
+                    mixture=_domain_shares(item.mixture),
                 )
             )
         case StartScore(request=request, key=key, ids=ids):
             work = pb.ScoreWork(request=request, run=key.run, slot=key.slot, weights=key.weights, ids=ids)
+            work.mixture.extend(_domain_shares(item.mixture))
             return pb.AttachDownItem(score=work)
+        case StartInstantiate(request=request, key=key):
+            wanted = pb.InstantiateWork(request=request, run=key.run, slot=key.slot, weights=key.weights)
+            wanted.mixture.extend(_domain_shares(item.mixture))
+            return pb.AttachDownItem(instantiate=wanted)
         case GiveCredit(request=request, tokens=tokens):
             return pb.AttachDownItem(credit=pb.Credit(request=request, tokens=tokens))
         case Cancel(request=request):

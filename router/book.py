@@ -23,6 +23,9 @@ MIN_RUN_PREFIX = 6
 class Deciding(Protocol):
     """What `router.score.Scorer` offers."""
 
+    @property
+    def domains(self) -> tuple[str, ...]: ...
+
     def encode(self, text: str) -> tuple[int, ...]: ...
 
     def check(self, ids: tuple[int, ...]) -> None: ...

@@ -10,14 +10,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from potluck.client_values import NOT_ROUTED, Generated, Routed, Scored
+from potluck.client_values import NOT_ROUTED, Generated, Instantiated, Routed, Scored
 from potluck.errors import NotReachable, ResourceError, UsageError
 from potluck.lm.stopping import StopScanner
+from potluck.soup_names import Shares
 from router.book import Loaded, ViewBook
 from router.choose import Decision
 from router.detokenise import StoppedText
 from router.fleet import Fleet, Sampling
 from router.patience import Patience
+from router.soups import check_slot, soup_model
 from router.view import ReplicaKey
 
 DEFAULT_MAX_TOKENS = 64
@@ -44,6 +46,10 @@ class Placed:
     slot: str
     expert: int
     """The slot's index, or `NOT_ROUTED` for a slot that is no expert."""
+    mixture: Shares = ()
+    """Of a slot that holds a soup: which of its models."""
+    model: str = ""
+    """That model's one name."""
 
     @property
     def key(self) -> ReplicaKey:
@@ -112,15 +118,15 @@ class Desk:
             weights=loaded.view.expert_keys[decision.expert].weights,
         )
 
-    async def score(self, prompt: Prompt, *, run: str, slot: str) -> Scored:
-        """Log-probabilities of tokens 2..n under the routed expert, or under `slot`.
+    async def score(self, prompt: Prompt, *, run: str, slot: str, model: str = "") -> Scored:
+        """Log-probabilities of tokens 2..n under the routed expert, under `slot`, or under a soup's `model`.
 
         Raises:
-            UsageError: as `route`, and ``usage.unknown-slot``.
-            NotReachable, ResourceError: as `route` and `Fleet.score`.
+            UsageError: as `route`, `check_slot` and `soup_model`, and ``usage.slot-and-model``.
+            NotReachable, ResourceError: as `route`, `soup_model` and `Fleet.score`.
         """
         while True:
-            placed = await self._place(prompt, run=run, slot=slot)
+            placed = await self._place(prompt, run=run, slot=slot, model=model)
             try:
                 log_probs = await self._score(placed)
                 break
@@ -136,10 +142,39 @@ class Desk:
             view_version=placed.loaded.version,
             run=key.run,
             weights=key.weights,
+            model=placed.model,
+        )
+
+    async def instantiate(self, model: str, *, run: str) -> Instantiated:
+        """Has a node make a model of a soup, unless it has it.
+
+        Raises:
+            UsageError: ``usage.unknown-run``; as `soup_model`.
+            NotReachable, ResourceError: ``net.no-view``; as `soup_model` and `Fleet.instantiate`.
+        """
+        while True:
+            placed = await self._place_model(None, await self._pick(run), model)
+            try:
+                await self._await_replica(placed)
+                made, node = await self._fleet.instantiate(placed.key, placed.mixture)
+                break
+            except NotReachable:
+                if self._book.is_current(placed.loaded):
+                    raise
+        return Instantiated(
+            model=placed.model,
+            digest=made.digest,
+            cached=made.cached,
+            build_ms=made.build_ms,
+            coefficients=made.coefficients,
+            view_version=placed.loaded.version,
+            run=placed.key.run,
+            weights=placed.key.weights,
+            node=node,
         )
 
     async def generate(
-        self, prompt: Prompt, *, run: str, slot: str, sampling: Sampling, stop: Sequence[str] = ()
+        self, prompt: Prompt, *, run: str, slot: str, sampling: Sampling, stop: Sequence[str] = (), model: str = ""
     ) -> AsyncGenerator[Generated, None]:
         """Streams a continuation of the prompt. Asking for the next piece says that this one was written.
 
@@ -152,7 +187,7 @@ class Desk:
         """
         scanner = StopScanner(stop)
         while True:
-            placed = await self._place(prompt, run=run, slot=slot)
+            placed = await self._place(prompt, run=run, slot=slot, model=model)
             answered = False
             try:
                 async with aclosing(self._answer(placed, sampling, scanner)) as pieces:
@@ -173,7 +208,7 @@ class Desk:
     ) -> AsyncGenerator[Generated, None]:
         await self._await_replica(placed)
         key, stream = placed.key, StoppedText(placed.loaded.scorer.text_stream(), scanner)
-        async with aclosing(self._fleet.generate(key, placed.ids, sampling)) as pieces:
+        async with aclosing(self._fleet.generate(key, placed.ids, sampling, placed.mixture)) as pieces:
             async for piece in pieces:
                 placed.loaded.scorer.check(piece.ids)
                 ids, text = stream.feed(piece.ids, is_last=bool(piece.finish))
@@ -187,20 +222,23 @@ class Desk:
                     run=key.run,
                     weights=key.weights,
                     finish="stop" if stream.stopped else piece.finish,
+                    model=placed.model,
                 )
 
     async def _score(self, placed: Placed) -> tuple[float, ...]:
         if len(placed.ids) < 2:
             return ()
         await self._await_replica(placed)
-        return await self._fleet.score(placed.key, placed.ids)
+        return await self._fleet.score(placed.key, placed.ids, placed.mixture)
 
-    async def _place(self, prompt: Prompt, *, run: str, slot: str) -> Placed:
+    async def _place(self, prompt: Prompt, *, run: str, slot: str, model: str) -> Placed:
+        if slot and model:
+            raise UsageError("usage.slot-and-model", f"slot {slot!r} and model {model[:80]!r}", "name one of them")
         loaded = await self._pick(run)
+        if model:
+            return await self._place_model(prompt, loaded, model)
         if slot:
-            if slot not in loaded.view.slots:
-                fix = f"slots of run {loaded.view.name}: {', '.join(sorted(loaded.view.slots))}"
-                raise UsageError("usage.unknown-slot", f"slot {slot!r} is not served", fix)
+            check_slot(loaded.view, slot)
             ids = await self._run(lambda: _ids_of(loaded, prompt))
             experts = loaded.view.expert_slots
             return Placed(
@@ -208,6 +246,18 @@ class Desk:
             )
         ids, decision = await self._decide(loaded, prompt)
         return Placed(loaded=loaded, ids=ids, slot=loaded.view.expert_slots[decision.expert], expert=decision.expert)
+
+    async def _place_model(self, prompt: Prompt | None, loaded: Loaded, model: str) -> Placed:
+        """At a model of the view's soup; without a prompt, for the model's own sake."""
+
+        def blocking() -> Placed:
+            named = soup_model(loaded, model, self._book.current)
+            ids = () if prompt is None else _ids_of(loaded, prompt)
+            return Placed(
+                loaded=loaded, ids=ids, slot=named.slot, expert=NOT_ROUTED, mixture=named.mixture, model=named.name
+            )
+
+        return await self._run(blocking)
 
     async def _pick(self, run: str) -> Loaded:
         """The view a request is worked under; a router that is about to have its first is waited for."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from potluck.errors import NotReachable, PotluckError, Refused, ResourceError, UserError
+from potluck.ids import Digest, is_digest
+from potluck.soup_names import Shares
 from router.view import ReplicaKey
 
 CREDIT_TOKENS = 32
@@ -21,6 +24,7 @@ MAX_REQUESTS_PER_REPLICA = 256
 """Requests one node may have open; beyond it the next replica is asked."""
 SILENCE_S = 120
 """Longest wait for a node's next word on a request; keep-alive finds a lost node sooner, this a stuck one."""
+T = TypeVar("T")
 
 
 class ReplicaLost(NotReachable):
@@ -45,6 +49,8 @@ class StartGenerate:
     ids: tuple[int, ...]
     sampling: Sampling
     credit: int
+    mixture: Shares = ()
+    """Of a soup: which of its models; empty for any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,14 @@ class StartScore:
     request: int
     key: ReplicaKey
     ids: tuple[int, ...]
+    mixture: Shares = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartInstantiate:
+    request: int
+    key: ReplicaKey
+    mixture: Shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,8 @@ class SayBye:
     reason: str
 
 
-Down = StartGenerate | StartScore | GiveCredit | Cancel | SayBye
+Start = StartGenerate | StartScore | StartInstantiate
+Down = Start | GiveCredit | Cancel | SayBye
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +100,36 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """A model of a soup that a node has now."""
+
+    digest: Digest
+    """Of the safetensors file of its weights."""
+    cached: bool
+    build_ms: float
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     error: PotluckError
 
 
-Up = Tokens | Scores | Failed
+Up = Tokens | Scores | Made | Failed
 
 
 class Outbox:
     """What waits for one node. Bounded by the node's open requests: credits of a request are summed."""
 
     def __init__(self) -> None:
-        self._work: deque[StartGenerate | StartScore] = deque()
+        self._work: deque[Start] = deque()
         self._credits: dict[int, int] = {}
         self._cancels: deque[Cancel] = deque()
         self._bye: SayBye | None = None
         self._waiting = asyncio.Event()
         self._closed = False
 
-    def start(self, work: StartGenerate | StartScore) -> None:
+    def start(self, work: Start) -> None:
         self._work.append(work)
         self._waiting.set()
 
@@ -198,6 +224,8 @@ class Attachment:
         self.node = node
         self.outbox = Outbox()
         self.ready: frozenset[ReplicaKey] = frozenset()
+        self.failed: Mapping[ReplicaKey, str] = {}
+        """What it was told to serve and cannot, and why."""
         self.jobs: dict[int, Job] = {}
 
     def receive(self, request: int, item: Up) -> None:
@@ -249,10 +277,11 @@ class Fleet:
         attachment.lose(reason)
         self._recount()
 
-    def set_ready(self, attachment: Attachment, keys: Collection[ReplicaKey]) -> None:
-        """The whole of what a node has ready; replaces what it said before."""
+    def set_ready(self, attachment: Attachment, keys: Collection[ReplicaKey], failed: Mapping[ReplicaKey, str]) -> None:
+        """The whole of what a node has ready, and of what it failed to load; replaces what it said before."""
         if self._attachments.get(attachment.node) is attachment:
             attachment.ready = frozenset(keys)
+            attachment.failed = dict(failed)
             self._recount()
 
     def close(self, reason: str) -> None:
@@ -266,7 +295,9 @@ class Fleet:
             self._ready = ready
             self._on_change()
 
-    async def generate(self, key: ReplicaKey, ids: tuple[int, ...], sampling: Sampling) -> AsyncGenerator[Tokens, None]:
+    async def generate(
+        self, key: ReplicaKey, ids: tuple[int, ...], sampling: Sampling, mixture: Shares = ()
+    ) -> AsyncGenerator[Tokens, None]:
         """Streams tokens of one replica. When the consumer asks for the next piece, this one counts as written.
 
         Until the first token the next replica is tried, whatever broke; errors of the user's making
@@ -283,7 +314,7 @@ class Fleet:
                 continue
             num_sent = 0
             try:
-                async with aclosing(self._generate_on(attachment, key, ids, sampling)) as pieces:
+                async with aclosing(self._generate_on(attachment, key, ids, sampling, mixture)) as pieces:
                     async for piece in pieces:
                         num_sent += len(piece.ids)
                         yield piece
@@ -294,25 +325,37 @@ class Fleet:
                 if isinstance(error, UserError):
                     raise
                 failures.append(error)
-        raise _no_replica(key, failures)
+        raise self._no_replica(key, failures)
 
-    async def score(self, key: ReplicaKey, ids: tuple[int, ...]) -> tuple[float, ...]:
+    async def score(self, key: ReplicaKey, ids: tuple[int, ...], mixture: Shares = ()) -> tuple[float, ...]:
         """Log-probabilities of tokens 2..n on one replica; the next is tried when one breaks.
 
         Raises:
             NotReachable, ResourceError: as `generate`.
         """
+        return await self._first(key, lambda attachment: self._score_on(attachment, key, ids, mixture))
+
+    async def instantiate(self, key: ReplicaKey, mixture: Shares) -> tuple[Made, str]:
+        """Has one replica of a soup make a model, and says which node it was; the next is tried when one breaks.
+
+        Raises:
+            NotReachable, ResourceError: as `generate`.
+        """
+        return await self._first(key, lambda attachment: self._instantiate_on(attachment, key, mixture))
+
+    async def _first(self, key: ReplicaKey, ask: Callable[[Attachment], Awaitable[T]]) -> T:
+        """What the first replica answers that answers."""
         failures: list[PotluckError] = []
         for attachment in self._candidates(key):
             if key not in attachment.ready:
                 continue
             try:
-                return await self._score_on(attachment, key, ids)
+                return await ask(attachment)
             except UserError:
                 raise
             except PotluckError as error:
                 failures.append(error)
-        raise _no_replica(key, failures)
+        raise self._no_replica(key, failures)
 
     def _candidates(self, key: ReplicaKey) -> list[Attachment]:
         """Nodes with the replica and room for a request, least loaded first."""
@@ -323,12 +366,24 @@ class Fleet:
             raise ResourceError("resource.busy", what, "try again shortly, or add nodes")
         return sorted(free, key=lambda a: len(a.jobs))
 
+    def _no_replica(self, key: ReplicaKey, failures: list[PotluckError]) -> PotluckError:
+        if failures and all(isinstance(error, ResourceError) for error in failures):
+            return failures[-1]
+        reasons = [error.message for error in failures]
+        reasons += [f"node {a.node}: {a.failed[key]}" for a in self._attachments.values() if key in a.failed]
+        message = f"{key.slot} of run {key.run} (weights {key.weights[:12]}): "
+        message += "; ".join(reasons) or "no node has it ready"
+        return NotReachable("net.no-replica", message, "see `potluck nodes`; try again when a node serves it")
+
     async def _generate_on(
-        self, attachment: Attachment, key: ReplicaKey, ids: tuple[int, ...], sampling: Sampling
+        self, attachment: Attachment, key: ReplicaKey, ids: tuple[int, ...], sampling: Sampling, mixture: Shares
     ) -> AsyncGenerator[Tokens, None]:
         job = self._open(attachment, credit=CREDIT_TOKENS)
-        work = StartGenerate(request=job.request, key=key, ids=ids, sampling=sampling, credit=CREDIT_TOKENS)
-        attachment.outbox.start(work)
+        attachment.outbox.start(
+            StartGenerate(
+                request=job.request, key=key, ids=ids, sampling=sampling, credit=CREDIT_TOKENS, mixture=mixture
+            )
+        )
         owed = 0
         num_left = sampling.max_tokens
         try:
@@ -353,9 +408,11 @@ class Fleet:
         finally:
             self._end(attachment, job)
 
-    async def _score_on(self, attachment: Attachment, key: ReplicaKey, ids: tuple[int, ...]) -> tuple[float, ...]:
+    async def _score_on(
+        self, attachment: Attachment, key: ReplicaKey, ids: tuple[int, ...], mixture: Shares
+    ) -> tuple[float, ...]:
         job = self._open(attachment, credit=0)
-        attachment.outbox.start(StartScore(request=job.request, key=key, ids=ids))
+        attachment.outbox.start(StartScore(request=job.request, key=key, ids=ids, mixture=mixture))
         log_probs: list[float] = []
         try:
             while len(log_probs) < len(ids) - 1:
@@ -368,6 +425,21 @@ class Fleet:
                         raise Refused("refused.wrong-answer", f"node {attachment.node} sent no such scores", "")
             attachment.jobs.pop(job.request, None)
             return tuple(log_probs)
+        finally:
+            self._end(attachment, job)
+
+    async def _instantiate_on(self, attachment: Attachment, key: ReplicaKey, mixture: Shares) -> tuple[Made, str]:
+        job = self._open(attachment, credit=0)
+        attachment.outbox.start(StartInstantiate(request=job.request, key=key, mixture=mixture))
+        try:
+            match await job.next():
+                case Made() as made if is_digest(made.digest):
+                    attachment.jobs.pop(job.request, None)
+                    return made, attachment.node
+                case Failed(error=error):
+                    raise error
+                case _:
+                    raise Refused("refused.wrong-answer", f"node {attachment.node} sent no model's digest", "")
         finally:
             self._end(attachment, job)
 
@@ -389,11 +461,3 @@ def _resumable(error: PotluckError, num_sent: int) -> ReplicaLost:
         f"after {num_sent} tokens: {error.message}",
         "send the prompt and the tokens received so far as ids to go on from there",
     )
-
-
-def _no_replica(key: ReplicaKey, failures: list[PotluckError]) -> PotluckError:
-    if failures and all(isinstance(error, ResourceError) for error in failures):
-        return failures[-1]
-    what = "; ".join(error.message for error in failures) or "no node has it ready"
-    message = f"{key.slot} of run {key.run} (weights {key.weights[:12]}): {what}"
-    return NotReachable("net.no-replica", message, "see `potluck nodes`; try again when a node serves it")

@@ -1,8 +1,8 @@
 """A small JSON bridge for programs without gRPC: no keys, so loopback by default.
 
-GET /health; POST /route, /score, /generate with {"text" or "ids", "run", "slot", ...}. /generate answers
-one JSON object a line, or server-sent events when the request accepts text/event-stream. One request a
-connection.
+GET /health; POST /route, /score, /generate with {"text" or "ids", "run", "slot" or "model", ...}, /instantiate with
+{"model", "run"}. /generate answers one JSON object a line, or server-sent events when the request accepts
+text/event-stream. One request a connection.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _REASONS = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
-_ROUTES = {"/health": "GET", "/route": "POST", "/score": "POST", "/generate": "POST"}
+_ROUTES = {"/health": "GET", "/route": "POST", "/score": "POST", "/instantiate": "POST", "/generate": "POST"}
 
 log = telemetry.logger(__name__)
 
@@ -131,9 +131,12 @@ class HttpBridge:
                 routed = await self._desk.route(_prompt(body), run=_field(body, "run", str, ""))
                 await _send_json(writer, 200, dataclasses.asdict(routed))
             case "/score":
-                run, slot = _field(body, "run", str, ""), _field(body, "slot", str, "")
-                scored = await self._desk.score(_prompt(body), run=run, slot=slot)
+                run, slot, model = _answerer(body)
+                scored = await self._desk.score(_prompt(body), run=run, slot=slot, model=model)
                 await _send_json(writer, 200, dataclasses.asdict(scored))
+            case "/instantiate":
+                run, _, model = _answerer(body)
+                await _send_json(writer, 200, dataclasses.asdict(await self._desk.instantiate(model, run=run)))
             case _:
                 await self._generate(request, reader, writer)
 
@@ -146,8 +149,10 @@ class HttpBridge:
             top_p=_number(body, "top_p"),
             seed=_field(body, "seed", int, 0),
         )
-        run, slot = _field(body, "run", str, ""), _field(body, "slot", str, "")
-        answer = self._desk.generate(_prompt(body), run=run, slot=slot, sampling=sampling, stop=_stops(body))
+        run, slot, model = _answerer(body)
+        answer = self._desk.generate(
+            _prompt(body), run=run, slot=slot, model=model, sampling=sampling, stop=_stops(body)
+        )
         streaming = asyncio.create_task(_stream(answer, writer, events=request.accepts_events))
 
         def hung_up(reading: asyncio.Task[bytes]) -> None:
@@ -226,6 +231,12 @@ def _prompt(body: Mapping[str, Any]) -> Prompt:
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**32 for i in ids):
         raise UsageError("usage.bad-value", "ids is not a list of token ids", "give integers from 0")
     return tuple(ids)
+
+
+def _answerer(body: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Run, slot and model; empty where none is named."""
+    run, slot, model = (str(_field(body, name, str, "")) for name in ("run", "slot", "model"))
+    return run, slot, model
 
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:

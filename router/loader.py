@@ -171,6 +171,8 @@ class Loader:
         paths = {view.tokenizer: await noted(view.tokenizer, "corpus")}
         for digest in view.routers:
             paths[digest] = await noted(digest, "weights")
+        if view.soup is not None:
+            paths[view.soup.labels] = await noted(view.soup.labels, "corpus")
         listed = await fetch_partition(view.partition, noted) if view.route_by == "partition" else {}
         files = Files(paths={**paths, **listed}, scratch=self._file.parent)
         scorer = await asyncio.get_running_loop().run_in_executor(self._executor, Scorer.load, view, files)
@@ -179,7 +181,8 @@ class Loader:
 
 def _same_models(held: View, view: View) -> bool:
     """Whether what a scorer is made of has not changed: new versions mostly bring new experts only."""
-    names = ("route_by", "tokenizer", "routers", "router_model", "partition", "prefix_length", "expert_model")
+    deciding = ("route_by", "tokenizer", "routers", "router_model", "partition", "prefix_length")
+    names = (*deciding, "expert_model", "soup")
     return all(getattr(held, name) == getattr(view, name) for name in names)
 
 

@@ -15,6 +15,7 @@ from router.choose import Decision, choose
 from router.detokenise import TextStream, token_bytes
 from router.placing import Files, load_placing
 from router.view import View
+from sampling.labels import load_labels
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,11 +36,15 @@ class Judge(Protocol):
 class Scorer:
     """One view's tokenizer and judge, in memory."""
 
-    def __init__(self, view: View, tokenizer: Tokenizer, table: Sequence[bytes], judge: Judge) -> None:
+    def __init__(
+        self, view: View, tokenizer: Tokenizer, table: Sequence[bytes], judge: Judge, domains: tuple[str, ...]
+    ) -> None:
         """
         Args:
             table: the bytes of each token.
+            domains: of the view's soup, in the order of its mixtures; none if it has none.
         """
+        self.domains = domains
         self._view = view
         self._tokenizer = tokenizer
         self._bytes = table
@@ -50,7 +55,7 @@ class Scorer:
         """Loads what the view names; every blob is on disk already.
 
         Raises:
-            DataError: a blob is no tokenizer, no weights of the view's router model or no partition.
+            DataError: a blob is no tokenizer, no weights of the view's router model, no partition or no labels.
             UsageError: ``usage.cannot-place``: a partition by source was to decide.
             ResourceError: ``resource.missing-package``: what the partition's encoder needs is not installed.
         """
@@ -61,7 +66,7 @@ class Scorer:
         except Exception as error:  # the library raises bare Exception
             raise DataError("data.bad-tokenizer", f"tokenizer {view.tokenizer[:12]}: {error}", "") from error
         table = _byte_table(view, tokenizer)
-        return Scorer(view, tokenizer, table, _judge(view, table, files))
+        return Scorer(view, tokenizer, table, _judge(view, table, files), _soup_domains(view, files))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, without any `<eod>`."""
@@ -169,6 +174,16 @@ def _judge(view: View, table: Sequence[bytes], files: Files) -> Judge:
             return Clusters.load(view, table, files)
         case _:
             assert_never(view.route_by)
+
+
+def _soup_domains(view: View, files: Files) -> tuple[str, ...]:
+    if view.soup is None:
+        return ()
+    domains = tuple(load_labels(view.soup.labels, files).domains)
+    if len(domains) != view.soup.config.domains:
+        what = f"labels {view.soup.labels[:12]} have {len(domains)} domains, the soup {view.soup.config.domains}"
+        raise DataError("data.bad-labels", what, "publish the soup with the labels it was trained on")
+    return domains
 
 
 def _byte_table(view: View, tokenizer: Tokenizer) -> tuple[bytes, ...]:

@@ -33,7 +33,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        scored = await self._desk.score(_prompt(request), run=request.run, slot=request.slot)
+        scored = await self._desk.score(_prompt(request), run=request.run, slot=request.slot, model=request.model)
         return pb.ScoreResponse(
             expert=scored.expert,
             log_probs=scored.log_probs,
@@ -41,6 +41,21 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             run=scored.run,
             weights=scored.weights,
             ids=scored.ids,
+            model=scored.model,
+        )
+
+    async def Instantiate(self, request: pb.InstantiateRequest, context: Context) -> pb.InstantiateResponse:
+        made = await self._desk.instantiate(request.model, run=request.run)
+        return pb.InstantiateResponse(
+            model=made.model,
+            digest=made.digest,
+            cached=made.cached,
+            build_ms=made.build_ms,
+            coefficients=made.coefficients,
+            view_version=made.view_version,
+            run=made.run,
+            weights=made.weights,
+            node=made.node,
         )
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
@@ -53,7 +68,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             seed=request.seed,
         )
         answer = self._desk.generate(
-            _prompt(request), run=request.run, slot=request.slot, sampling=sampling, stop=request.stop
+            _prompt(request),
+            run=request.run,
+            slot=request.slot,
+            model=request.model,
+            sampling=sampling,
+            stop=request.stop,
         )
         async with aclosing(answer) as pieces:
             async for piece in pieces:
@@ -66,6 +86,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                     run=piece.run,
                     weights=piece.weights,
                     finish=piece.finish,
+                    model=piece.model,
                 )
 
 

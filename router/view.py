@@ -11,6 +11,7 @@ from potluck.errors import DataError, SpecError
 from potluck.ids import Digest, RunId, canonical_json, is_digest
 from potluck.jsontext import read_json
 from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
 
 EXPERT_SLOT = "expert-"
 RouteBy = Literal["routers", "one", "partition"]
@@ -25,6 +26,22 @@ class ReplicaKey:
     run: RunId
     slot: str
     weights: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupView:
+    """Of what models are made on request (2502.01804)."""
+
+    slot: str
+    """Where the bank of experts is published; it answers nothing by itself."""
+    labels: Digest
+    """The labels manifest whose domains, in their order, mixtures are over."""
+    config: SoupConfig
+
+    def __post_init__(self) -> None:
+        if not is_digest(self.labels) or not self.slot:
+            what = f"view of a soup in slot {self.slot!r}, labels {self.labels!r}"
+            raise SpecError("spec.bad-value", what, "name the bank's slot, and the labels by their SHA-256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +70,8 @@ class View:
     """The partition of the run's text; empty: none. Where it decides, domain e is expert e's."""
     experts: int = 0
     """Of views by partition: how many there are, which is how many domains the partition has."""
+    soup: SoupView | None = None
+    """Of runs of a soup."""
 
     def __post_init__(self) -> None:
         partition = (self.partition,) if self.partition else ()
@@ -124,13 +143,18 @@ class View:
         The experts' weights are the nodes' business.
         """
         deciding = (self.partition,) if self.route_by == "partition" else self.routers
-        return frozenset((self.tokenizer, *deciding))
+        labels = (self.soup.labels,) if self.soup is not None else ()
+        return frozenset((self.tokenizer, *deciding, *labels))
 
     def key(self, slot: str) -> ReplicaKey:
         return ReplicaKey(run=self.run, slot=slot, weights=self.slots[slot])
 
     def is_served(self, ready: Collection[ReplicaKey]) -> bool:
         return self.is_full and all(key in ready for key in self.expert_keys)
+
+    def serves_soup(self, ready: Collection[ReplicaKey]) -> bool:
+        """Whether models of its soup can be made; a view without one, or with none published, never does."""
+        return self.soup is not None and self.soup.slot in self.slots and self.key(self.soup.slot) in ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +174,7 @@ class _Body:
     default_slot: str = added("")
     partition: Digest = added(_NO_PARTITION)  # noqa: RUF009
     experts: int = added(0)
+    soup: SoupView | None = added(None)  # noqa: RUF009
 
     def with_slots(self, slots: Mapping[str, Digest]) -> View:
         return View(**{name: getattr(self, name) for name in _BODY_FIELDS}, slots=slots)
@@ -167,9 +192,9 @@ _NEEDS: Mapping[RouteBy, tuple[bool, bool, bool, bool]] = {
 def may_replace(current: View | None, candidate: View, ready: Collection[ReplicaKey]) -> bool:
     """Whether a loaded candidate should take over now.
 
-    A view that is served stays until its successor is served too: while nodes still load new
-    weights, requests go on with the old ones.
+    A view that is served stays until its successor is served too, and its soup likewise: while nodes still load
+    new weights, requests go on with the old ones.
     """
     if current is None or not current.is_served(ready):
         return True
-    return candidate.is_served(ready)
+    return candidate.is_served(ready) and (candidate.serves_soup(ready) or not current.serves_soup(ready))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 
 from coordinator.core.effects import Effect, SendRouters, SendServe, SendView, ServeSlot
 from coordinator.core.liveness import is_live
 from coordinator.core.state import Cancelled, EphemeralState, Run, State
 from coordinator.core.values import Failed, Running
+from potluck.config import from_mapping
 from potluck.ids import NodeId, RunId, canonical_json
+from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_memory import soup_serving_bytes
 
 Slot = tuple[RunId, str]
 
@@ -44,6 +50,15 @@ def view_json(run: Run) -> str:
     return canonical_json({**json.loads(run.serving_json), "run": run.run, "name": run.name, "slots": slots})
 
 
+@lru_cache(maxsize=1024)
+def serving_bytes(model_json: str) -> int:
+    """What a published slot takes of a node's memory: counted for soups, which may exceed it; 0 for plain models."""
+    shape = json.loads(model_json)
+    if "soup" not in shape:
+        return 0
+    return soup_serving_bytes(from_mapping(ModelConfig, shape["model"]), from_mapping(SoupConfig, shape["soup"]))
+
+
 def _live(state: State, role: str) -> list[NodeId]:
     sessions = state.ephemeral.sessions
     return [node for node, session in sessions.items() if session.opened.role == role and is_live(state, node)]
@@ -60,24 +75,38 @@ def _assign(state: State, nodes: list[NodeId], slots: list[Slot]) -> None:
     ephemeral.assigned = assigned
     if not nodes:
         return
+    needed = {slot: serving_bytes(state.durable.runs[slot[0]].published[slot[1]].model_json) for slot in slots}
     num_replicas = min(state.settings.serve_replicas, len(nodes))
     counts = Counter(slot for held in assigned.values() for slot in held)
     for slot in slots:
         for _ in range(num_replicas - counts[slot]):
-            free = [node for node in nodes if slot not in assigned[node]]
-            assigned[min(free, key=lambda node: len(assigned[node]))][slot] = None
+            free = [node for node in nodes if slot not in assigned[node] and _fits(state, node, slot, needed)]
+            if free:
+                assigned[min(free, key=lambda node: len(assigned[node]))][slot] = None
     if num_replicas > 1:
-        _even_out(assigned)
+        _even_out(state, needed)
 
 
-def _even_out(assigned: dict[NodeId, dict[Slot, None]]) -> None:
+def _fits(state: State, node: NodeId, slot: Slot, needed: Mapping[Slot, int]) -> bool:
+    """Whether a node's memory holds a slot beside the soups that it serves; what is free of it only the node knows."""
+    if not needed[slot]:
+        return True
+    others = sum(needed[other] for other in state.ephemeral.assigned[node])
+    return others + needed[slot] <= state.ephemeral.sessions[node].opened.memory_bytes
+
+
+def _even_out(state: State, needed: Mapping[Slot, int]) -> None:
     """A moved slot has another replica, so it stays in service while its new node loads it."""
+    assigned = state.ephemeral.assigned
     while True:
         most = max(assigned, key=lambda node: len(assigned[node]))
         least = min(assigned, key=lambda node: len(assigned[node]))
         if len(assigned[most]) - len(assigned[least]) < 2:
             return
-        slot = next(slot for slot in assigned[most] if slot not in assigned[least])
+        movable = (slot for slot in assigned[most] if slot not in assigned[least])
+        slot = next((slot for slot in movable if _fits(state, least, slot, needed)), None)
+        if slot is None:
+            return
         del assigned[most][slot]
         assigned[least][slot] = None
 

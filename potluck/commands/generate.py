@@ -7,6 +7,7 @@ import argparse
 from potluck.commands.home import open_home, router_client
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
+from potluck.commands.soup_models import MODEL_HELP, checked_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--router", default="", metavar="HOST:PORT", help="default: the first one known")
     parser.add_argument("--run", default="", help="default: the newest published run")
     parser.add_argument("--slot", default="", help="expert-2 or dense, instead of the routed expert")
+    parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
     parser.add_argument("--tokens", type=int, default=64, help="most tokens to add, 1 to 1024 (default 64)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="0: no limit")
@@ -25,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    output, home = Output(as_json=args.json), open_home(args.home)
+    output, home, model = Output(as_json=args.json), open_home(args.home), checked_model(args.model, args.slot)
     pieces: list[str] = []
     ids: list[int] = []
     finish, expert = "", 0
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
             top_p=args.top_p,
             seed=args.seed,
             stop=args.stop,
+            model=model,
         )
         for piece in stream:
             output.raw(piece.text if pieces else args.text + piece.text)
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             ids.extend(piece.ids)
             finish, expert = piece.finish, piece.expert
     output.line()
-    output.result({"text": "".join(pieces), "ids": ids, "expert": expert, "finish": finish})
+    output.result({"text": "".join(pieces), "ids": ids, "expert": expert, "model": model, "finish": finish})
     if not output.as_json:
-        output.note(f"({args.slot or f'expert {expert}'}, {len(ids)} tokens)")
+        output.note(f"({model or args.slot or f'expert {expert}'}, {len(ids)} tokens)")
     return 0

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from potluck.v1 import node_pb2 as potluck_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/expert.proto\x12\npotluck.v1\x1a\x15potluck/v1/node.proto\"3\n\x08\x41ttachUp\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.potluck.v1.AttachUpItem\"\x8b\x02\n\x0c\x41ttachUpItem\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.potluck.v1.AttachHelloH\x00\x12+\n\x07serving\x18\x02 \x01(\x0b\x32\x18.potluck.v1.ServingStateH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.potluck.v1.TokenChunkH\x00\x12(\n\x06scores\x18\x04 \x01(\x0b\x32\x16.potluck.v1.ScoreChunkH\x00\x12(\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x16.potluck.v1.WorkFailedH\x00\x12\x1e\n\x03\x62ye\x18\x06 \x01(\x0b\x32\x0f.potluck.v1.ByeH\x00\x42\x06\n\x04item\"/\n\x0b\x41ttachHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\":\n\nTokenChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0e\n\x06\x66inish\x18\x03 \x01(\t\"0\n\nScoreChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x11\n\tlog_probs\x18\x02 \x03(\x02\"@\n\nWorkFailed\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x10\n\x08\x65rror_id\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"7\n\nAttachDown\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.potluck.v1.AttachDownItem\"\xde\x01\n\x0e\x41ttachDownItem\x12,\n\x08generate\x18\x01 \x01(\x0b\x32\x18.potluck.v1.GenerateWorkH\x00\x12&\n\x05score\x18\x02 \x01(\x0b\x32\x15.potluck.v1.ScoreWorkH\x00\x12$\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x12.potluck.v1.CreditH\x00\x12(\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x16.potluck.v1.CancelWorkH\x00\x12\x1e\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x0f.potluck.v1.ByeH\x00\x42\x06\n\x04item\"\xbd\x01\n\x0cGenerateWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\x05\x12\x13\n\x0btemperature\x18\x07 \x01(\x02\x12\r\n\x05top_k\x18\x08 \x01(\x05\x12\r\n\x05top_p\x18\t \x01(\x02\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x0e\n\x06\x63redit\x18\x0b \x01(\x05\"U\n\tScoreWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\r\")\n\x06\x43redit\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"\x1d\n\nCancelWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x32K\n\rExpertService\x12:\n\x06\x41ttach\x12\x14.potluck.v1.AttachUp\x1a\x16.potluck.v1.AttachDown(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/expert.proto\x12\npotluck.v1\x1a\x15potluck/v1/node.proto\"3\n\x08\x41ttachUp\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.potluck.v1.AttachUpItem\"\xbd\x02\n\x0c\x41ttachUpItem\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.potluck.v1.AttachHelloH\x00\x12+\n\x07serving\x18\x02 \x01(\x0b\x32\x18.potluck.v1.ServingStateH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.potluck.v1.TokenChunkH\x00\x12(\n\x06scores\x18\x04 \x01(\x0b\x32\x16.potluck.v1.ScoreChunkH\x00\x12(\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x16.potluck.v1.WorkFailedH\x00\x12\x1e\n\x03\x62ye\x18\x06 \x01(\x0b\x32\x0f.potluck.v1.ByeH\x00\x12\x30\n\x0cinstantiated\x18\x07 \x01(\x0b\x32\x18.potluck.v1.InstantiatedH\x00\x42\x06\n\x04item\"/\n\x0b\x41ttachHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\":\n\nTokenChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0e\n\x06\x66inish\x18\x03 \x01(\t\"0\n\nScoreChunk\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x11\n\tlog_probs\x18\x02 \x03(\x02\"@\n\nWorkFailed\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x10\n\x08\x65rror_id\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"g\n\x0cInstantiated\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x10\n\x08\x62uild_ms\x18\x04 \x01(\x01\x12\x14\n\x0c\x63oefficients\x18\x05 \x03(\x02\"7\n\nAttachDown\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.potluck.v1.AttachDownItem\"\x92\x02\n\x0e\x41ttachDownItem\x12,\n\x08generate\x18\x01 \x01(\x0b\x32\x18.potluck.v1.GenerateWorkH\x00\x12&\n\x05score\x18\x02 \x01(\x0b\x32\x15.potluck.v1.ScoreWorkH\x00\x12$\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x12.potluck.v1.CreditH\x00\x12(\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x16.potluck.v1.CancelWorkH\x00\x12\x1e\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x0f.potluck.v1.ByeH\x00\x12\x32\n\x0binstantiate\x18\x06 \x01(\x0b\x32\x1b.potluck.v1.InstantiateWorkH\x00\x42\x06\n\x04item\"-\n\x0b\x44omainShare\x12\x0e\n\x06\x64omain\x18\x01 \x01(\r\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xe7\x01\n\x0cGenerateWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\x05\x12\x13\n\x0btemperature\x18\x07 \x01(\x02\x12\r\n\x05top_k\x18\x08 \x01(\x05\x12\r\n\x05top_p\x18\t \x01(\x02\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x0e\n\x06\x63redit\x18\x0b \x01(\x05\x12(\n\x07mixture\x18\x0c \x03(\x0b\x32\x17.potluck.v1.DomainShare\"\x7f\n\tScoreWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\r\x12(\n\x07mixture\x18\x06 \x03(\x0b\x32\x17.potluck.v1.DomainShare\"x\n\x0fInstantiateWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12(\n\x07mixture\x18\x05 \x03(\x0b\x32\x17.potluck.v1.DomainShare\")\n\x06\x43redit\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"\x1d\n\nCancelWork\x12\x0f\n\x07request\x18\x01 \x01(\x04\x32K\n\rExpertService\x12:\n\x06\x41ttach\x12\x14.potluck.v1.AttachUp\x1a\x16.potluck.v1.AttachDown(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,27 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHUP']._serialized_start=62
   _globals['_ATTACHUP']._serialized_end=113
   _globals['_ATTACHUPITEM']._serialized_start=116
-  _globals['_ATTACHUPITEM']._serialized_end=383
-  _globals['_ATTACHHELLO']._serialized_start=385
-  _globals['_ATTACHHELLO']._serialized_end=432
-  _globals['_TOKENCHUNK']._serialized_start=434
-  _globals['_TOKENCHUNK']._serialized_end=492
-  _globals['_SCORECHUNK']._serialized_start=494
-  _globals['_SCORECHUNK']._serialized_end=542
-  _globals['_WORKFAILED']._serialized_start=544
-  _globals['_WORKFAILED']._serialized_end=608
-  _globals['_ATTACHDOWN']._serialized_start=610
-  _globals['_ATTACHDOWN']._serialized_end=665
-  _globals['_ATTACHDOWNITEM']._serialized_start=668
-  _globals['_ATTACHDOWNITEM']._serialized_end=890
-  _globals['_GENERATEWORK']._serialized_start=893
-  _globals['_GENERATEWORK']._serialized_end=1082
-  _globals['_SCOREWORK']._serialized_start=1084
-  _globals['_SCOREWORK']._serialized_end=1169
-  _globals['_CREDIT']._serialized_start=1171
-  _globals['_CREDIT']._serialized_end=1212
-  _globals['_CANCELWORK']._serialized_start=1214
-  _globals['_CANCELWORK']._serialized_end=1243
-  _globals['_EXPERTSERVICE']._serialized_start=1245
-  _globals['_EXPERTSERVICE']._serialized_end=1320
+  _globals['_ATTACHUPITEM']._serialized_end=433
+  _globals['_ATTACHHELLO']._serialized_start=435
+  _globals['_ATTACHHELLO']._serialized_end=482
+  _globals['_TOKENCHUNK']._serialized_start=484
+  _globals['_TOKENCHUNK']._serialized_end=542
+  _globals['_SCORECHUNK']._serialized_start=544
+  _globals['_SCORECHUNK']._serialized_end=592
+  _globals['_WORKFAILED']._serialized_start=594
+  _globals['_WORKFAILED']._serialized_end=658
+  _globals['_INSTANTIATED']._serialized_start=660
+  _globals['_INSTANTIATED']._serialized_end=763
+  _globals['_ATTACHDOWN']._serialized_start=765
+  _globals['_ATTACHDOWN']._serialized_end=820
+  _globals['_ATTACHDOWNITEM']._serialized_start=823
+  _globals['_ATTACHDOWNITEM']._serialized_end=1097
+  _globals['_DOMAINSHARE']._serialized_start=1099
+  _globals['_DOMAINSHARE']._serialized_end=1144
+  _globals['_GENERATEWORK']._serialized_start=1147
+  _globals['_GENERATEWORK']._serialized_end=1378
+  _globals['_SCOREWORK']._serialized_start=1380
+  _globals['_SCOREWORK']._serialized_end=1507
+  _globals['_INSTANTIATEWORK']._serialized_start=1509
+  _globals['_INSTANTIATEWORK']._serialized_end=1629
+  _globals['_CREDIT']._serialized_start=1631
+  _globals['_CREDIT']._serialized_end=1672
+  _globals['_CANCELWORK']._serialized_start=1674
+  _globals['_CANCELWORK']._serialized_end=1703
+  _globals['_EXPERTSERVICE']._serialized_start=1705
+  _globals['_EXPERTSERVICE']._serialized_end=1780
 # @@protoc_insertion_point(module_scope)

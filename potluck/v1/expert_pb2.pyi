@@ -45,6 +45,7 @@ class AttachUpItem(google.protobuf.message.Message):
     SCORES_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
     BYE_FIELD_NUMBER: builtins.int
+    INSTANTIATED_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___AttachHello: ...
     @property
@@ -57,6 +58,8 @@ class AttachUpItem(google.protobuf.message.Message):
     def failed(self) -> Global___WorkFailed: ...
     @property
     def bye(self) -> potluck.v1.node_pb2.Bye: ...
+    @property
+    def instantiated(self) -> Global___Instantiated: ...
     def __init__(
         self,
         *,
@@ -66,10 +69,11 @@ class AttachUpItem(google.protobuf.message.Message):
         scores: Global___ScoreChunk | None = ...,
         failed: Global___WorkFailed | None = ...,
         bye: potluck.v1.node_pb2.Bye | None = ...,
+        instantiated: Global___Instantiated | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["bye", b"bye", "failed", b"failed", "hello", b"hello", "item", b"item", "scores", b"scores", "serving", b"serving", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bye", b"bye", "failed", b"failed", "hello", b"hello", "item", b"item", "scores", b"scores", "serving", b"serving", "tokens", b"tokens"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["hello", "serving", "tokens", "scores", "failed", "bye"] | None: ...
+    def HasField(self, field_name: typing.Literal["bye", b"bye", "failed", b"failed", "hello", b"hello", "instantiated", b"instantiated", "item", b"item", "scores", b"scores", "serving", b"serving", "tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bye", b"bye", "failed", b"failed", "hello", b"hello", "instantiated", b"instantiated", "item", b"item", "scores", b"scores", "serving", b"serving", "tokens", b"tokens"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["hello", "serving", "tokens", "scores", "failed", "bye", "instantiated"] | None: ...
 
 Global___AttachUpItem: typing_extensions.TypeAlias = AttachUpItem
 
@@ -154,6 +158,34 @@ class WorkFailed(google.protobuf.message.Message):
 Global___WorkFailed: typing_extensions.TypeAlias = WorkFailed
 
 @typing.final
+class Instantiated(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    CACHED_FIELD_NUMBER: builtins.int
+    BUILD_MS_FIELD_NUMBER: builtins.int
+    COEFFICIENTS_FIELD_NUMBER: builtins.int
+    request: builtins.int
+    digest: builtins.str
+    cached: builtins.bool
+    build_ms: builtins.float
+    @property
+    def coefficients(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        request: builtins.int = ...,
+        digest: builtins.str = ...,
+        cached: builtins.bool = ...,
+        build_ms: builtins.float = ...,
+        coefficients: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["build_ms", b"build_ms", "cached", b"cached", "coefficients", b"coefficients", "digest", b"digest", "request", b"request"]) -> None: ...
+
+Global___Instantiated: typing_extensions.TypeAlias = Instantiated
+
+@typing.final
 class AttachDown(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -178,6 +210,7 @@ class AttachDownItem(google.protobuf.message.Message):
     CREDIT_FIELD_NUMBER: builtins.int
     CANCEL_FIELD_NUMBER: builtins.int
     BYE_FIELD_NUMBER: builtins.int
+    INSTANTIATE_FIELD_NUMBER: builtins.int
     @property
     def generate(self) -> Global___GenerateWork: ...
     @property
@@ -188,6 +221,8 @@ class AttachDownItem(google.protobuf.message.Message):
     def cancel(self) -> Global___CancelWork: ...
     @property
     def bye(self) -> potluck.v1.node_pb2.Bye: ...
+    @property
+    def instantiate(self) -> Global___InstantiateWork: ...
     def __init__(
         self,
         *,
@@ -196,12 +231,33 @@ class AttachDownItem(google.protobuf.message.Message):
         credit: Global___Credit | None = ...,
         cancel: Global___CancelWork | None = ...,
         bye: potluck.v1.node_pb2.Bye | None = ...,
+        instantiate: Global___InstantiateWork | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["bye", b"bye", "cancel", b"cancel", "credit", b"credit", "generate", b"generate", "item", b"item", "score", b"score"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bye", b"bye", "cancel", b"cancel", "credit", b"credit", "generate", b"generate", "item", b"item", "score", b"score"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["generate", "score", "credit", "cancel", "bye"] | None: ...
+    def HasField(self, field_name: typing.Literal["bye", b"bye", "cancel", b"cancel", "credit", b"credit", "generate", b"generate", "instantiate", b"instantiate", "item", b"item", "score", b"score"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bye", b"bye", "cancel", b"cancel", "credit", b"credit", "generate", b"generate", "instantiate", b"instantiate", "item", b"item", "score", b"score"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["item", b"item"]) -> typing.Literal["generate", "score", "credit", "cancel", "bye", "instantiate"] | None: ...
 
 Global___AttachDownItem: typing_extensions.TypeAlias = AttachDownItem
+
+@typing.final
+class DomainShare(google.protobuf.message.Message):
+    """A domain of a soup, by its place in the labels, and how much of it is wanted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    domain: builtins.int
+    weight: builtins.float
+    def __init__(
+        self,
+        *,
+        domain: builtins.int = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["domain", b"domain", "weight", b"weight"]) -> None: ...
+
+Global___DomainShare: typing_extensions.TypeAlias = DomainShare
 
 @typing.final
 class GenerateWork(google.protobuf.message.Message):
@@ -218,6 +274,7 @@ class GenerateWork(google.protobuf.message.Message):
     TOP_P_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     CREDIT_FIELD_NUMBER: builtins.int
+    MIXTURE_FIELD_NUMBER: builtins.int
     request: builtins.int
     run: builtins.str
     slot: builtins.str
@@ -231,6 +288,10 @@ class GenerateWork(google.protobuf.message.Message):
     """tokens the node may send before it waits"""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def mixture(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainShare]:
+        """of a soup: which model of it"""
+
     def __init__(
         self,
         *,
@@ -245,8 +306,9 @@ class GenerateWork(google.protobuf.message.Message):
         top_p: builtins.float = ...,
         seed: builtins.int = ...,
         credit: builtins.int = ...,
+        mixture: collections.abc.Iterable[Global___DomainShare] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["credit", b"credit", "ids", b"ids", "max_tokens", b"max_tokens", "request", b"request", "run", b"run", "seed", b"seed", "slot", b"slot", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credit", b"credit", "ids", b"ids", "max_tokens", b"max_tokens", "mixture", b"mixture", "request", b"request", "run", b"run", "seed", b"seed", "slot", b"slot", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "weights", b"weights"]) -> None: ...
 
 Global___GenerateWork: typing_extensions.TypeAlias = GenerateWork
 
@@ -259,12 +321,15 @@ class ScoreWork(google.protobuf.message.Message):
     SLOT_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
     IDS_FIELD_NUMBER: builtins.int
+    MIXTURE_FIELD_NUMBER: builtins.int
     request: builtins.int
     run: builtins.str
     slot: builtins.str
     weights: builtins.str
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def mixture(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainShare]: ...
     def __init__(
         self,
         *,
@@ -273,10 +338,39 @@ class ScoreWork(google.protobuf.message.Message):
         slot: builtins.str = ...,
         weights: builtins.str = ...,
         ids: collections.abc.Iterable[builtins.int] | None = ...,
+        mixture: collections.abc.Iterable[Global___DomainShare] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ids", b"ids", "request", b"request", "run", b"run", "slot", b"slot", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "mixture", b"mixture", "request", b"request", "run", b"run", "slot", b"slot", "weights", b"weights"]) -> None: ...
 
 Global___ScoreWork: typing_extensions.TypeAlias = ScoreWork
+
+@typing.final
+class InstantiateWork(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    SLOT_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    MIXTURE_FIELD_NUMBER: builtins.int
+    request: builtins.int
+    run: builtins.str
+    slot: builtins.str
+    weights: builtins.str
+    @property
+    def mixture(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainShare]: ...
+    def __init__(
+        self,
+        *,
+        request: builtins.int = ...,
+        run: builtins.str = ...,
+        slot: builtins.str = ...,
+        weights: builtins.str = ...,
+        mixture: collections.abc.Iterable[Global___DomainShare] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mixture", b"mixture", "request", b"request", "run", b"run", "slot", b"slot", "weights", b"weights"]) -> None: ...
+
+Global___InstantiateWork: typing_extensions.TypeAlias = InstantiateWork
 
 @typing.final
 class Credit(google.protobuf.message.Message):

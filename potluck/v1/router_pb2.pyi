@@ -101,10 +101,13 @@ class ScoreRequest(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     RUN_FIELD_NUMBER: builtins.int
     SLOT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     text: builtins.str
     run: builtins.str
     slot: builtins.str
     """empty: routed; "expert-2" or "dense" to choose"""
+    model: builtins.str
+    """instead of a slot: "soup:code=0.6,law=0.4", made of the run's soup"""
     @property
     def tokens(self) -> Global___TokenIds: ...
     def __init__(
@@ -114,9 +117,10 @@ class ScoreRequest(google.protobuf.message.Message):
         tokens: Global___TokenIds | None = ...,
         run: builtins.str = ...,
         slot: builtins.str = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "run", b"run", "slot", b"slot", "text", b"text", "tokens", b"tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "model", b"model", "run", b"run", "slot", b"slot", "text", b"text", "tokens", b"tokens"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["text", "tokens"] | None: ...
 
 Global___ScoreRequest: typing_extensions.TypeAlias = ScoreRequest
@@ -131,10 +135,13 @@ class ScoreResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
     IDS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     expert: builtins.int
     view_version: builtins.int
     run: builtins.str
     weights: builtins.str
+    model: builtins.str
+    """of a request with a model: its one name; `weights` are then the soup's"""
     @property
     def log_probs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """of tokens 2..n, nats"""
@@ -150,8 +157,9 @@ class ScoreResponse(google.protobuf.message.Message):
         run: builtins.str = ...,
         weights: builtins.str = ...,
         ids: collections.abc.Iterable[builtins.int] | None = ...,
+        model: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["expert", b"expert", "ids", b"ids", "log_probs", b"log_probs", "run", b"run", "view_version", b"view_version", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expert", b"expert", "ids", b"ids", "log_probs", b"log_probs", "model", b"model", "run", b"run", "view_version", b"view_version", "weights", b"weights"]) -> None: ...
 
 Global___ScoreResponse: typing_extensions.TypeAlias = ScoreResponse
 
@@ -169,6 +177,7 @@ class GenerateRequest(google.protobuf.message.Message):
     TOP_P_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     STOP_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     text: builtins.str
     run: builtins.str
     slot: builtins.str
@@ -179,6 +188,8 @@ class GenerateRequest(google.protobuf.message.Message):
     top_k: builtins.int
     top_p: builtins.float
     seed: builtins.int
+    model: builtins.str
+    """as in ScoreRequest"""
     @property
     def tokens(self) -> Global___TokenIds: ...
     @property
@@ -198,9 +209,10 @@ class GenerateRequest(google.protobuf.message.Message):
         top_p: builtins.float = ...,
         seed: builtins.int = ...,
         stop: collections.abc.Iterable[builtins.str] | None = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "max_tokens", b"max_tokens", "run", b"run", "seed", b"seed", "slot", b"slot", "stop", b"stop", "temperature", b"temperature", "text", b"text", "tokens", b"tokens", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "max_tokens", b"max_tokens", "model", b"model", "run", b"run", "seed", b"seed", "slot", b"slot", "stop", b"stop", "temperature", b"temperature", "text", b"text", "tokens", b"tokens", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["text", "tokens"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
@@ -216,6 +228,7 @@ class GenerateResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     text: builtins.str
     expert: builtins.int
     view_version: builtins.int
@@ -223,6 +236,8 @@ class GenerateResponse(google.protobuf.message.Message):
     weights: builtins.str
     finish: builtins.str
     """empty until the last: eod | length | stop"""
+    model: builtins.str
+    """as in ScoreResponse"""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -235,7 +250,74 @@ class GenerateResponse(google.protobuf.message.Message):
         run: builtins.str = ...,
         weights: builtins.str = ...,
         finish: builtins.str = ...,
+        model: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["expert", b"expert", "finish", b"finish", "ids", b"ids", "run", b"run", "text", b"text", "view_version", b"view_version", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expert", b"expert", "finish", b"finish", "ids", b"ids", "model", b"model", "run", b"run", "text", b"text", "view_version", b"view_version", "weights", b"weights"]) -> None: ...
 
 Global___GenerateResponse: typing_extensions.TypeAlias = GenerateResponse
+
+@typing.final
+class InstantiateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """"soup:code=0.6,law=0.4" """
+    run: builtins.str
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        run: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "run", b"run"]) -> None: ...
+
+Global___InstantiateRequest: typing_extensions.TypeAlias = InstantiateRequest
+
+@typing.final
+class InstantiateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    CACHED_FIELD_NUMBER: builtins.int
+    BUILD_MS_FIELD_NUMBER: builtins.int
+    COEFFICIENTS_FIELD_NUMBER: builtins.int
+    VIEW_VERSION_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """its one name"""
+    digest: builtins.str
+    """SHA-256 of the model's weights as a safetensors file"""
+    cached: builtins.bool
+    """the node had it already"""
+    build_ms: builtins.float
+    """what making it took, when it was made"""
+    view_version: builtins.int
+    run: builtins.str
+    weights: builtins.str
+    """the soup's"""
+    node: builtins.str
+    @property
+    def coefficients(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """of the soup's experts"""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        digest: builtins.str = ...,
+        cached: builtins.bool = ...,
+        build_ms: builtins.float = ...,
+        coefficients: collections.abc.Iterable[builtins.float] | None = ...,
+        view_version: builtins.int = ...,
+        run: builtins.str = ...,
+        weights: builtins.str = ...,
+        node: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["build_ms", b"build_ms", "cached", b"cached", "coefficients", b"coefficients", "digest", b"digest", "model", b"model", "node", b"node", "run", b"run", "view_version", b"view_version", "weights", b"weights"]) -> None: ...
+
+Global___InstantiateResponse: typing_extensions.TypeAlias = InstantiateResponse

@@ -49,6 +49,11 @@ class RouterServiceStub(object):
                 request_serializer=potluck_dot_v1_dot_router__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=potluck_dot_v1_dot_router__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Instantiate = channel.unary_unary(
+                '/potluck.v1.RouterService/Instantiate',
+                request_serializer=potluck_dot_v1_dot_router__pb2.InstantiateRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_router__pb2.InstantiateResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer(object):
@@ -72,6 +77,12 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Instantiate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +100,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=potluck_dot_v1_dot_router__pb2.GenerateRequest.FromString,
                     response_serializer=potluck_dot_v1_dot_router__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Instantiate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Instantiate,
+                    request_deserializer=potluck_dot_v1_dot_router__pb2.InstantiateRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_router__pb2.InstantiateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -172,6 +188,33 @@ class RouterService(object):
             '/potluck.v1.RouterService/Generate',
             potluck_dot_v1_dot_router__pb2.GenerateRequest.SerializeToString,
             potluck_dot_v1_dot_router__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Instantiate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.RouterService/Instantiate',
+            potluck_dot_v1_dot_router__pb2.InstantiateRequest.SerializeToString,
+            potluck_dot_v1_dot_router__pb2.InstantiateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,7 +73,23 @@ _RouterServiceGenerateType = typing_extensions.TypeVar(
     ],
 )
 
-class RouterServiceStub(typing.Generic[_RouterServiceRouteType, _RouterServiceScoreType, _RouterServiceGenerateType]):
+_RouterServiceInstantiateType = typing_extensions.TypeVar(
+    '_RouterServiceInstantiateType',
+    grpc.UnaryUnaryMultiCallable[
+        potluck.v1.router_pb2.InstantiateRequest,
+        potluck.v1.router_pb2.InstantiateResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.router_pb2.InstantiateRequest,
+        potluck.v1.router_pb2.InstantiateResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        potluck.v1.router_pb2.InstantiateRequest,
+        potluck.v1.router_pb2.InstantiateResponse,
+    ],
+)
+
+class RouterServiceStub(typing.Generic[_RouterServiceRouteType, _RouterServiceScoreType, _RouterServiceGenerateType, _RouterServiceInstantiateType]):
     @typing.overload
     def __init__(self: RouterServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -87,6 +103,10 @@ class RouterServiceStub(typing.Generic[_RouterServiceRouteType, _RouterServiceSc
         grpc.UnaryStreamMultiCallable[
             potluck.v1.router_pb2.GenerateRequest,
             potluck.v1.router_pb2.GenerateResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            potluck.v1.router_pb2.InstantiateRequest,
+            potluck.v1.router_pb2.InstantiateResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -104,6 +124,10 @@ class RouterServiceStub(typing.Generic[_RouterServiceRouteType, _RouterServiceSc
             potluck.v1.router_pb2.GenerateRequest,
             potluck.v1.router_pb2.GenerateResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            potluck.v1.router_pb2.InstantiateRequest,
+            potluck.v1.router_pb2.InstantiateResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Route: _RouterServiceRouteType
@@ -111,6 +135,8 @@ class RouterServiceStub(typing.Generic[_RouterServiceRouteType, _RouterServiceSc
     Score: _RouterServiceScoreType
 
     Generate: _RouterServiceGenerateType
+
+    Instantiate: _RouterServiceInstantiateType
 
 RouterServiceAsyncStub: typing_extensions.TypeAlias = RouterServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -124,6 +150,10 @@ RouterServiceAsyncStub: typing_extensions.TypeAlias = RouterServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         potluck.v1.router_pb2.GenerateRequest,
         potluck.v1.router_pb2.GenerateResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        potluck.v1.router_pb2.InstantiateRequest,
+        potluck.v1.router_pb2.InstantiateResponse,
     ],
 ]
 
@@ -148,5 +178,12 @@ class RouterServiceServicer(metaclass=abc.ABCMeta):
         request: potluck.v1.router_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[potluck.v1.router_pb2.GenerateResponse], collections.abc.AsyncIterator[potluck.v1.router_pb2.GenerateResponse]]: ...
+
+    @abc.abstractmethod
+    def Instantiate(
+        self,
+        request: potluck.v1.router_pb2.InstantiateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[potluck.v1.router_pb2.InstantiateResponse, collections.abc.Awaitable[potluck.v1.router_pb2.InstantiateResponse]]: ...
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,14 +39,18 @@ from coordinator.core.machine import Machine
 from coordinator.core.queries import find_run, ledger, node_infos, pinned_digests, run_info
 from coordinator.core.state import durable_json
 from coordinator.core.values import Finished, LineageWanted, Outcome, Publication, Running, ServingReport, TaskWanted
+from potluck.config import to_mapping
 from potluck.errors import InvariantViolation
-from potluck.ids import NO_DIGEST, Digest, LineageId, NodeId, RunId, TaskId
+from potluck.ids import NO_DIGEST, Digest, LineageId, NodeId, RunId, TaskId, canonical_json
+from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_memory import soup_serving_bytes
 from router.view import View
 
 RUN, OTHER = RunId("a" * 64), RunId("b" * 64)
 SHARED = LineageId("shared")
 DIGESTS = {name: Digest(f"{index:064x}") for index, name in enumerate(("w0", "w1", "dense", "tok", "r0", "r1"))}
-SERVING = {
+SERVING: dict[str, Any] = {
     "method": "smalltalk",
     "tokenizer": DIGESTS["tok"],
     "sequence_length": 16,
@@ -137,8 +142,8 @@ class House:
             )
         )
 
-    def open(self, node: str, role: str = "node", address: str = "") -> list[Effect]:
-        facts = {"version": "0", "hostname": "h", "cores": 1, "memory_bytes": 1, "router_address": address}
+    def open(self, node: str, role: str = "node", address: str = "", memory_bytes: int = 1) -> list[Effect]:
+        facts = {"version": "0", "hostname": "h", "cores": 1, "memory_bytes": memory_bytes, "router_address": address}
         return self.feed(SessionOpened(now_ms=0, node=NodeId(node), role=role, boot_id="b", **facts))  # type: ignore[arg-type]
 
     def close(self, node: str) -> list[Effect]:
@@ -272,6 +277,21 @@ def test_published_slots_are_spread_with_two_replicas_and_moved_only_when_needed
     assert sum(len(set(before[node]) - set(house.serves()[node])) for node in "abc") <= 1
     house.close("a")
     assert all_slots(house.serves()) == all_slots(before)
+
+
+def test_a_soup_is_served_by_nodes_whose_memory_holds_it_beside_their_other_soups(house: House) -> None:
+    model, soup = ModelConfig(**SERVING["expert_model"]), SoupConfig(domains=4, experts=100)
+    bytes_needed = soup_serving_bytes(model, soup)
+    shape = canonical_json({"model": to_mapping(model), "soup": to_mapping(soup)})
+    bank, second = (replace(slot(name, "w1"), model_json=shape) for name in ("bank", "second-bank"))
+    house.open("small", memory_bytes=bytes_needed - 1)
+    published(house, slot("soup", "w0"), bank)
+    assert house.serves() == {"small": ["soup"]}
+    house.open("large", memory_bytes=2 * bytes_needed - 1)
+    published(house, slot("soup", "w0"), bank, second)
+    assert house.serves() == {"small": ["soup"], "large": ["soup", "bank"]}
+    house.open("other", memory_bytes=bytes_needed)
+    assert house.serves() == {"small": ["soup"], "large": ["soup", "bank"], "other": ["bank"]}
 
 
 def test_a_node_hears_what_to_serve_once_and_again_when_it_comes_back(house: House) -> None:

@@ -42,7 +42,7 @@ def fleet_of(*nodes: str, on_change: Callable[[], None] = lambda: None) -> tuple
     fleet = Fleet(on_change)
     attachments = [fleet.attach(node) for node in nodes]
     for attachment in attachments:
-        fleet.set_ready(attachment, {KEY})
+        fleet.set_ready(attachment, {KEY}, {})
     return fleet, attachments
 
 
@@ -198,7 +198,7 @@ def test_a_second_stream_of_a_node_replaces_the_first() -> None:
         fleet, (old,) = fleet_of("n", on_change=lambda: changes.append(1))
         new = fleet.attach("n")
         assert fleet.ready == frozenset()
-        fleet.set_ready(new, {KEY})
+        fleet.set_ready(new, {KEY}, {})
         fleet.detach(old, "late")
         assert fleet.ready == {KEY}
         assert len(changes) == 3
