@@ -10,6 +10,8 @@
   nodes that find nothing ask when they are called, not every 15 seconds too.
 - `growth`: microseconds of an event of each kind beside 100 to 100,000 open tasks or lineages and with 100 to 1,000
   nodes, half of which train, and the exponent: the slope of log(time) over log(size).
+- `snapshot`: milliseconds that a snapshot of 1,000 nodes and lineages takes to copy, which holds the loop, to encode,
+  in a thread, and to read.
 - `restart`: seconds from the start of the process until it serves, from journals of 100,000 and 1,000,000 rows, with
   a snapshot that is 5,000 rows old and with none.
 """
@@ -37,6 +39,8 @@ MAX_EXPONENT = 0.3
 """From 100 to 100,000 a logarithm grows by 2.5, as a power of 0.13 does."""
 MAX_GROWTH = 1.25
 """Of memory and state from day 7 to day 30."""
+MAX_COPY_MS = 50.0
+"""A loop that is held as long feels no slower to anybody."""
 MAX_START_S = 5.0
 
 Figures = dict[str, dict[str, float]]
@@ -84,6 +88,13 @@ def growth(_: Path, *, quick: bool) -> Figures:
     return figures
 
 
+def snapshot(_: Path, *, quick: bool) -> Figures:
+    costs = core.snapshot_costs(50 if quick else NODES, 3 if quick else 9)
+    return {
+        f"snapshot_{name}": figure(values, MAX_COPY_MS if name == "copy_ms" else None) for name, values in costs.items()
+    }
+
+
 def restart(folder: Path, *, quick: bool) -> Figures:
     figures: Figures = {}
     for num_rows in (6_000,) if quick else (100_000, 1_000_000):
@@ -98,6 +109,7 @@ PARTS: Mapping[str, Callable[..., Figures]] = {
     "heartbeats": heartbeats,
     "month": month,
     "growth": growth,
+    "snapshot": snapshot,
     "restart": restart,
 }
 

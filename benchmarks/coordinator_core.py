@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from benchmarks.coordinator_scenes import (
     COMMIT_STEPS,
@@ -24,7 +25,9 @@ from benchmarks.coordinator_scenes import (
 from coordinator.core.effects import Record, TaskGranted, TrainGranted
 from coordinator.core.events import Event, HeartbeatReceived, TimePassed
 from coordinator.core.machine import Machine
+from coordinator.plain_json import copied
 from coordinator.runtime import TICK_S
+from coordinator.snapshot import Mark, decode, encode, read_header
 from potluck.ids import NO_DIGEST, RunId
 
 RUN = RunId("r" * 64)
@@ -64,6 +67,31 @@ def beat(number: int, grant: TrainGranted, now_ms: int) -> HeartbeatReceived:
     return HeartbeatReceived(
         now_ms=now_ms, node=node_name(number), fence=grant.fence, activity="training", step=1, loss=2.5
     )
+
+
+def snapshot_costs(num_nodes: int, repeats: int) -> dict[str, list[float]]:
+    """Of a state of so many nodes and lineages with half of their commits; the copy is what holds the loop."""
+    machine, grants = training_crowd(num_nodes)
+    for number, grant in enumerate(grants):
+        parent = NO_DIGEST
+        for index in range(grant.lineage.total_steps // grant.lineage.commit_every // 2):
+            event = commit(grant, number, index, 0, head=index * COMMIT_STEPS, parent=parent)
+            machine.handle(event)
+            parent = event.child
+    found: dict[str, list[float]] = {"copy_ms": [], "encode_ms": [], "read_ms": [], "mib": []}
+    for _ in range(repeats):
+        times = [time.perf_counter()]
+        copy = copied(machine.durable)
+        times.append(time.perf_counter())
+        data = b"".join(encode(copy, Mark(rows=1, last_row=NO_DIGEST), NO_DIGEST))
+        times.append(time.perf_counter())
+        read_header(data)
+        decode(data)
+        times.append(time.perf_counter())
+        for name, (then, now) in zip(("copy_ms", "encode_ms", "read_ms"), pairwise(times), strict=True):
+            found[name].append(1000 * (now - then))
+        found["mib"].append(len(data) / (1 << 20))
+    return found
 
 
 def costs_by_open_work(sizes: Sequence[int]) -> Costs:
