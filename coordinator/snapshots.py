@@ -106,8 +106,8 @@ class SnapshotFolder:
 class SnapshotTaker:
     """Takes snapshots of a state that others change: copied at once, written by a thread.
 
-    The copy shares all that is frozen with the state, so it takes milliseconds; encoding, which takes a
-    hundred times as long, reads nothing that the owner of the state may change meanwhile.
+    The copy shares all that is frozen with the state, so it takes milliseconds; encoding, which takes twenty
+    times as long, reads nothing that the owner of the state may change meanwhile.
     """
 
     def __init__(self, folder: SnapshotFolder, now_ms: Callable[[], int], every_rows: int = SNAPSHOT_ROWS) -> None:
