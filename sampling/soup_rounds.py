@@ -25,6 +25,7 @@ from potluck.lm.soup_spread import SpreadSetting
 from potluck.lm.tensors import load_tensors
 from potluck.recipe import Segment
 from sampling.batches import SegmentReader
+from sampling.soup_exchange import exchange
 from sampling.taskio import TaskCall, TaskOutput
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from potluck.lm.soup_learner import SoupLearner
 
 EXPERTS = "bank.experts"
-COMMON, BANK, OPTIMIZER, GRADIENTS, DELTA, MOMENTUM = (
-    f"weights-{name}" for name in ("common", "bank", "optimizer", "gradients", "delta", "momentum")
+COMMON, BANK, OPTIMIZER, GRADIENTS, DELTA, AVERAGED, MOMENTUM = (
+    f"weights-{name}" for name in ("common", "bank", "optimizer", "gradients", "delta", "averaged", "momentum")
 )
 """Names of inputs; where there is one for each part, its number follows."""
 
@@ -113,7 +114,7 @@ def part_steps(call: TaskCall) -> TaskOutput:
     """Task `train`, what `local_steps`: a part's steps of a round on its own mixtures; the others' experts stand still.
 
     Inputs as `part_gradients`, and `weights-optimizer` after the first round. The blobs: `delta`, what shared model and
-    coefficients were less what they are now; `bank`, the part's experts; `optimizer`.
+    coefficients were less what they are now; `bank`, the part's experts; `optimizer`; and what `exchange` adds.
     """
     setting, part = _setting(call), int(call.params["part"])
     recipe, spread = setting.recipe, setting.spread
@@ -144,18 +145,25 @@ def part_steps(call: TaskCall) -> TaskOutput:
         "optimizer": _save(call, "optimizer", learner.optimizer.state_tensors()),
     }
     tokens = len(steps) * recipe.batch_size // spread.parts * (recipe.columns - 1)
-    return TaskOutput(files=files, figures={"loss": sum(losses) / len(losses), "tokens": tokens})
+    figures: dict[str, Json] = {"loss": sum(losses) / len(losses), "tokens": tokens}
+    if spread.transport == "hivemind":
+        exchanged = exchange(call, spread, part, files["delta"])
+        files, figures = {**files, **exchanged.files}, {**figures, **exchanged.figures}
+    return TaskOutput(files=files, figures=figures)
 
 
 def outer_average(call: TaskCall) -> TaskOutput:
     """Task `outer_step`, what `average`: one outer step of shared model and coefficients by the parts' changes.
 
-    Inputs: `setting`, `weights-common`, `weights-delta-PPP`, and `weights-momentum` after the first round, if there is
-    any.
+    Inputs: `setting`, `weights-common`, `weights-delta-PPP` or `weights-averaged`, their average that another transport
+    made, and `weights-momentum` after the first round, if there is any.
     """
     spread = _setting(call).spread
     common = load_tensors(call.path(COMMON))
-    mean = average([load_tensors(call.path(name)) for name in call.numbered(DELTA)])
+    if AVERAGED in call.inputs:
+        mean = load_tensors(call.path(AVERAGED))
+    else:
+        mean = average([load_tensors(call.path(name)) for name in call.numbered(DELTA)])
     momentum = load_tensors(call.path(MOMENTUM)) if MOMENTUM in call.inputs else None
     common, momentum = nesterov(common, mean, momentum, rate=spread.outer_rate, beta=spread.outer_momentum)
     files = {"common": _save(call, "common", common)}

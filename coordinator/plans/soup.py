@@ -162,6 +162,7 @@ def _facts(spec: SoupSpec, models: Models, targets: SourceMixtures) -> dict[str,
             "bank_parameters": cost.bank_parameters,
             "memory_bytes": cost.memory_bytes,
             "traffic_bytes": cost.traffic_bytes,
+            **(models.rounds.exchange if models.rounds is not None else {}),
         },
         "targets": dict(targets.figures),
     }

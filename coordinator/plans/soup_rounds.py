@@ -14,14 +14,17 @@ from functools import lru_cache
 from coordinator.core.values import CommittedStep, SteeringEntry, TaskKind, TaskResult
 from coordinator.plans.base import Results, Wishes
 from coordinator.plans.held_out import NUM_PROBES
+from coordinator.plans.soup_exchange import Exchanged, exchanged
 from coordinator.plans.trainings import FIRST_RANK, Training
 from potluck.config import to_mapping
 from potluck.ids import NO_DIGEST, Digest, Json, LineageId, TaskId, digest_json, task_id
-from potluck.lm.soup_spread import Spread, SpreadSetting
+from potluck.lm.soup_spread import Spread, SpreadSetting, exchange_key
 from potluck.recipe import Mixtures
 
 MAX_POINTS = 64
 """Of a loss curve."""
+MAX_TOLD = 16
+"""Rounds that were not averaged as wished, in the report."""
 MAX_REMEMBERED = 1 << 12
 """Rounds whose tasks are: those of the longest run twice over, a few KiB each."""
 
@@ -38,6 +41,20 @@ class Walked:
     """Rounds."""
     spread: Spread
     steps: int
+    hub_instead: tuple[tuple[int, str], ...] = ()
+    """Rounds, from 1, that the hub averaged because what another transport did was not believed, and why."""
+
+    @property
+    def exchange(self) -> dict[str, Json]:
+        """How rounds were averaged, for the report; nothing where the hub is the transport."""
+        if self.spread.transport == "hub":
+            return {}
+        told: dict[str, Json] = {
+            "rounds": self.total,
+            "by_hivemind": len(self.losses) - len(self.hub_instead),
+            "hub_instead": [list(each) for each in self.hub_instead[:MAX_TOLD]],
+        }
+        return {"exchange": told}
 
     @property
     def stage(self) -> str:
@@ -104,16 +121,25 @@ class Rounds:
         total = self.spread.rounds(steps)
         chain: dict[int, CommittedStep] = {}
         losses: list[float] = []
+        hub_instead: list[tuple[int, str]] = []
         state = self._begun()
         probed = _probed_rounds(total)
         following = self._exact_round if self.spread.local_steps == 1 else self._local_round
         while state is not None and len(losses) < total:
-            state, loss = following(len(losses), state)
+            state, loss, doubt = following(len(losses), state)
             if state is not None:
                 losses.append(loss)
+                hub_instead += [(len(losses), doubt)] if doubt else []
                 if len(losses) in probed:
                     self._put_together(state, len(losses), chain)
-        return Walked(chain=chain, losses=tuple(losses), total=total, spread=self.spread, steps=steps)
+        return Walked(
+            chain=chain,
+            losses=tuple(losses),
+            total=total,
+            spread=self.spread,
+            steps=steps,
+            hub_instead=tuple(hub_instead),
+        )
 
     def _begun(self) -> _State | None:
         setting = SpreadSetting(recipe=self.training.recipe, data=self.data, spread=self.spread)
@@ -124,13 +150,13 @@ class Rounds:
         banks = tuple(begun.blobs[f"bank-{part:03d}"] for part in range(self.spread.parts))
         return _State(setting=begun.blobs["setting"], common=begun.blobs["common"], banks=banks)
 
-    def _exact_round(self, number: int, state: _State) -> tuple[_State | None, float]:
+    def _exact_round(self, number: int, state: _State) -> tuple[_State | None, float, str]:
         """One step: every part's gradients, then what each of them owns, and what all share."""
         parts = self._results(_part_tasks("gradients", number, state, self.data))
         gradients = tuple(result.blobs["gradients"] for result in parts)
         stepped = self._results(_outer_tasks(number, state, gradients)) if gradients else []
         if not stepped:
-            return None, 0.0
+            return None, 0.0, ""
         *banks, common = stepped
         following = replace(
             state,
@@ -138,14 +164,14 @@ class Rounds:
             banks=tuple(result.blobs["bank"] for result in banks),
             optimizers=tuple(result.blobs["optimizer"] for result in stepped),
         )
-        return following, _mean_loss(parts)
+        return following, _mean_loss(parts), ""
 
-    def _local_round(self, number: int, state: _State) -> tuple[_State | None, float]:
-        """Local steps of every part, and the average of their changes."""
+    def _local_round(self, number: int, state: _State) -> tuple[_State | None, float, str]:
+        """Local steps of every part, and the average of their changes; last, why the hub averaged after all."""
         parts = self._results(_part_tasks("local_steps", number, state, self.data))
-        averaged = self._averaged(number, state, parts) if parts else None
+        averaged, doubt = self._averaged(number, state, parts) if parts else (None, "")
         if averaged is None:
-            return None, 0.0
+            return None, 0.0, doubt
         following = replace(
             state,
             common=averaged.blobs["common"],
@@ -153,13 +179,20 @@ class Rounds:
             optimizers=tuple(result.blobs["optimizer"] for result in parts),
             momentum=averaged.blobs.get("momentum", NO_DIGEST),
         )
-        return following, _mean_loss(parts)
+        return following, _mean_loss(parts), doubt
 
-    def _averaged(self, number: int, state: _State, parts: list[TaskResult]) -> TaskResult | None:
-        """The outer step over the hub: the seam for any other transport of S and phi."""
-        deltas = tuple(result.blobs["delta"] for result in parts)
-        found = self._results(_average_task(number, state, deltas))
-        return found[0] if found else None
+    def _averaged(self, number: int, state: _State, parts: list[TaskResult]) -> tuple[TaskResult | None, str]:
+        """The outer step by what the parts averaged among themselves, if that is believed, else by their changes."""
+        changes, how, doubt = _numbered("weights-delta", tuple(result.blobs["delta"] for result in parts)), "", ""
+        if self.spread.transport == "hivemind":
+            found = exchanged(exchange_key(state.setting, number, state.common), parts)
+            if isinstance(found, Exchanged):
+                changes, how = {"weights-averaged": found.averaged}, ", by hivemind"
+            else:
+                doubt = found.reason
+                how = f", by the hub: {doubt}"
+        stepped = self._results(_average_task(number, state, tuple(changes.items()), how))
+        return (stepped[0] if stepped else None), doubt
 
     def _put_together(self, state: _State, done: int, chain: dict[int, CommittedStep]) -> None:
         params: dict[str, Json] = {"what": "assemble"}
@@ -246,11 +279,11 @@ def _outer_tasks(number: int, state: _State, gradients: tuple[Digest, ...]) -> t
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _average_task(number: int, state: _State, deltas: tuple[Digest, ...]) -> tuple[_RoundTask]:
-    inputs = {"setting": state.setting, "weights-common": state.common, **_numbered("weights-delta", deltas)}
+def _average_task(number: int, state: _State, changes: tuple[tuple[str, Digest], ...], how: str) -> tuple[_RoundTask]:
+    inputs = {"setting": state.setting, "weights-common": state.common, **dict(changes)}
     inputs |= {"weights-momentum": state.momentum} if state.momentum != NO_DIGEST else {}
     params: dict[str, Json] = {"what": "average", "round": number}
-    return (_RoundTask.of("outer_step", params, inputs, f"round {number + 1}: average of the parts"),)
+    return (_RoundTask.of("outer_step", params, inputs, f"round {number + 1}: average of the parts{how}"),)
 
 
 def _probed_rounds(total: int) -> set[int]:

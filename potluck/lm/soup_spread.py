@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from potluck.config import added
 from potluck.errors import SpecError
+from potluck.ids import Digest, digest_json
 from potluck.recipe import Mixtures, Recipe
 
 MAX_PARTS = 64
@@ -24,8 +26,11 @@ class Spread:
     """Of the averaged change of shared model and coefficients (DiLoCo, 2311.08105)."""
     outer_momentum: float = 0.0
     """Nesterov's; 0 with a rate of 1 is the plain average."""
-    transport: Literal["hub"] = "hub"
-    """Where changes of shared model and coefficients are averaged."""
+    transport: Literal["hub", "hivemind"] = "hub"
+    """How changes of shared model and coefficients are averaged. Where what hivemind made of them is not believed, or
+    the parts do not meet, the hub averages that round."""
+    exchange_s: float = added(60.0)
+    """Seconds a part that is done waits for the others to average with, where the transport is hivemind."""
 
     def __post_init__(self) -> None:
         _require(1 <= self.parts <= MAX_PARTS, "parts", self.parts, f"1 to {MAX_PARTS}")
@@ -33,6 +38,9 @@ class Spread:
         _require(0 < self.outer_rate < math.inf, "outer_rate", self.outer_rate, "above 0, finite")
         _require(0 <= self.outer_momentum < 1, "outer_momentum", self.outer_momentum, "[0, 1)")
         _require(self.parts > 1 or self.local_steps == 1, "local_steps", self.local_steps, "1 with one part")
+        _require(0 < self.exchange_s <= 3600, "exchange_s", self.exchange_s, "above 0, at most 3600")
+        fix = "hub while local_steps is 1, which averages nothing"
+        _require(self.transport == "hub" or self.local_steps > 1, "transport", self.transport, fix)
         plain = self.outer_rate == 1 and self.outer_momentum == 0
         fix = "outer_rate 1 and outer_momentum 0 while local_steps is 1, which averages nothing"
         _require(plain or self.local_steps > 1, "outer_rate", self.outer_rate, fix)
@@ -50,6 +58,11 @@ class Spread:
     def rounds(self, total: int) -> int:
         """Rounds of so many steps; the last one may be shorter."""
         return -(-total // self.local_steps)
+
+
+def exchange_key(setting: Digest, number: int, common: Digest) -> Digest:
+    """The name under which the parts of a round average: all of it, so that it meets no other round."""
+    return digest_json(["average", setting, number, common])
 
 
 @dataclass(frozen=True, kw_only=True)

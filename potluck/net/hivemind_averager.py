@@ -1,4 +1,4 @@
-"""hivemind behind two functions. The only module that imports it, and only the sidecar's process imports this one.
+"""hivemind behind three functions. The only module that imports it; only processes of its own import this one.
 
 hivemind fixes the fork start method at import and fills the process's descriptor pool: no process with
 gRPC or workers may load it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import AsyncIterator  # noqa: UP035  hivemind knows a stream by this very class
 
 import torch
@@ -45,20 +45,32 @@ class Averager(DecentralizedAverager):  # type: ignore[misc]  # hivemind has no 
             crash_here("hivemind.mid-average", also=-os.getpgrp())
 
 
-def join(request: AverageRequest) -> tuple[DHT, tuple[str, ...]]:
-    """Starts this peer and returns it with the addresses at which others can meet it.
+def join(
+    *,
+    listen_host: str,
+    listen_port: int,
+    initial_peers: Sequence[str],
+    scratch: str,
+    identity: str | None = None,
+) -> tuple[DHT, tuple[str, ...]]:
+    """Starts a peer and returns it with the addresses at which others can meet it.
+
+    Args:
+        scratch: a folder for its sockets.
+        identity: a file with its key, made if it is not there, so that its addresses stay the same; None for any.
 
     Raises:
         NotReachable: ``net.averaging-not-joined``, no initial peer answers or the port is taken.
     """
     # Else the sockets lie in /tmp and outlive a peer that was killed; hivemind offers no option.
-    P2P._UNIX_SOCKET_PREFIX = f"/unix{request.scratch}/"
-    version = "ip6" if ":" in request.listen_host else "ip4"
+    P2P._UNIX_SOCKET_PREFIX = f"/unix{scratch}/"
+    version = "ip6" if ":" in listen_host else "ip4"
     try:
         dht = DHT(
-            host_maddrs=[f"/{version}/{request.listen_host}/tcp/{request.listen_port}"],
-            initial_peers=list(request.initial_peers) or None,
+            host_maddrs=[f"/{version}/{listen_host}/tcp/{listen_port}"],
+            initial_peers=list(initial_peers) or None,
             start=True,
+            identity_path=identity,
             # Loopback and local networks: no helpers outside, no holes in anybody's router.
             nat_port_map=False,
             auto_nat=False,
@@ -70,8 +82,8 @@ def join(request: AverageRequest) -> tuple[DHT, tuple[str, ...]]:
     except Exception as error:  # hivemind's errors of many kinds, told as one
         raise NotReachable(
             "net.averaging-not-joined",
-            f"peer {request.index} could not join by {list(request.initial_peers)}: {type(error).__name__}: {error}",
-            f"let {request.listen_host}:{request.listen_port} be free here and the initial peer's port be reachable",
+            f"no peer at {listen_host}:{listen_port} by {list(initial_peers)}: {type(error).__name__}: {error}",
+            "let the port be free here and the initial peer's be reachable",
         ) from error
     return dht, addresses
 

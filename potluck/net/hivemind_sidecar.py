@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from potluck.errors import DataError, PotluckError, ResourceError
@@ -35,9 +37,9 @@ def main() -> None:
     events = os.dup(1)
     os.dup2(2, 1)
     line = _read_line()
-    threading.Thread(target=_end_with_input, name="stdin", daemon=True).start()
     try:
         request = AverageRequest.from_line(line)
+        threading.Thread(target=_end_with_input, args=(request.scratch,), name="stdin", daemon=True).start()
         serve(request, lambda event: _write(events, event))
     except PotluckError as error:
         log.failure("averaging-failed", error)
@@ -51,14 +53,37 @@ def main() -> None:
 
 
 def serve(request: AverageRequest, emit: Callable[[Event], None]) -> None:
-    """Joins, averages and writes the output; the errors are those of `hivemind_averager` and of reading the file.
+    """Joins, averages and writes the output; errors are those of `hivemind_averager` and of its files."""
+    began = time.monotonic()
+    deadline = began + request.deadline_s
+    tensors = _float32_tensors(Path(request.tensors))
+    hivemind_averager = load_averager()
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    dht, addresses = hivemind_averager.join(
+        listen_host=request.listen_host,
+        listen_port=request.listen_port,
+        initial_peers=request.initial_peers,
+        scratch=request.scratch,
+    )
+    emit(Listening(addresses=addresses))
+    hivemind_averager.average(dht, request, tensors, deadline)
+    seconds = time.monotonic() - began
+    temporary = Path(f"{request.output}.tmp")
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
+    os.replace(temporary, request.output)
+    hivemind_averager.linger(dht, request, deadline)
+    emit(Averaged(seconds=seconds))
+
+
+def load_averager() -> ModuleType:
+    """`potluck.net.hivemind_averager`, once hivemind is told how to share memory.
 
     Raises:
         ResourceError: ``resource.no-hivemind``, it is not installed or has no daemon for this machine.
     """
-    began = time.monotonic()
-    deadline = began + request.deadline_s
-    tensors = _float32_tensors(Path(request.tensors))
     # The other strategy leaves segments behind when a process is killed, and starts one more daemon.
     os.environ["HIVEMIND_MEMORY_SHARING_STRATEGY"] = "file_descriptor"
     try:
@@ -69,19 +94,7 @@ def serve(request: AverageRequest, emit: Callable[[Event], None]) -> None:
             f"hivemind cannot be loaded on {platform.system()} {platform.machine()}: {error}",
             "pip install 'potluck[dht]' on Linux x86-64, or use the hub as transport",
         ) from error
-    import torch
-    from safetensors.torch import save_file
-
-    torch.set_num_threads(1)
-    dht, addresses = hivemind_averager.join(request)
-    emit(Listening(addresses=addresses))
-    hivemind_averager.average(dht, request, tensors, deadline)
-    seconds = time.monotonic() - began
-    temporary = Path(f"{request.output}.tmp")
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, request.output)
-    hivemind_averager.linger(dht, request, deadline)
-    emit(Averaged(seconds=seconds))
+    return hivemind_averager
 
 
 def _float32_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,9 +127,10 @@ def _read_line() -> bytes:
     return line
 
 
-def _end_with_input() -> None:
+def _end_with_input(scratch: str) -> None:
     while os.read(0, READ_BYTES):
         pass
+    shutil.rmtree(scratch, ignore_errors=True)  # Whoever should do it may be dead.
     os.killpg(0, signal.SIGKILL)
 
 

@@ -205,3 +205,16 @@ def test_a_sidecar_ends_with_all_its_group_when_its_caller_is_killed(tmp_path: P
         caller.send_signal(signal.SIGKILL)
         caller.wait()
         assert gone([group])
+
+
+def test_a_meeting_place_keeps_its_name_and_ends_with_all_its_group(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "potluck.net.hivemind_meeting", "127.0.0.1", "0", str(tmp_path / "identity")]
+    names = []
+    for _ in range(2):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as place:
+            assert place.stdout is not None
+            names.append(place.stdout.readline().strip().rpartition("/")[2])
+            assert "p2pd" in {process.name() for process in living([place.pid])}
+            place.terminate()
+        assert gone([place.pid])
+    assert names[0] == names[1] != ""
