@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from coordinator.core.values import Failed, Figures, Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
 from coordinator.plans.crisp_models import GENERALIST, SPECIALIST, Models, tuned
-from coordinator.plans.held_out import Examiner, last_stage
+from coordinator.plans.held_out import Examiner, last_stage, with_refusals
 from coordinator.plans.one_model import model_facts, serving_json, want_contest
 from coordinator.plans.partition import FIRST_RANK, Divider, Domains, Labelled
 from coordinator.plans.text import Text, want_ample_text, want_rows
@@ -123,8 +123,9 @@ def _train(spec: CrispSpec, stage: Stage, wishes: Wishes) -> Wanted:
     serving = serving_json(spec, stage.text, slot=SPECIALIST, partition=stage.domains.partition)
     outcome = _outcome(spec, stage, wishes, models, specialist) if specialist is not None else None
     if outcome is None or not all(probe.is_complete for probe in probed.values()):
-        stage_name = "evaluating" if models.all_trained() else "training"
-        return wishes.wanted(_warned(stage_name, stage), publish=publish, serving_json=serving)
+        stage_name = _warned("evaluating" if models.all_trained() else "training", stage)
+        told = with_refusals(stage_name, list(probed.values()))
+        return wishes.wanted(told, publish=publish, serving_json=serving)
     return wishes.wanted(last_stage(list(probed.values())), publish=publish, outcome=outcome, serving_json=serving)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coordinator.core.values import CommittedStep, Publication, TaskResult
@@ -22,7 +22,7 @@ PROBE_TOLERANCE = 0.05
 NUM_PROBES = 4
 """At the first commit at or beyond each quarter."""
 MAX_NAMED = 4
-"""Slots without a publication that the last stage names."""
+"""Slots whose last probe failed that a stage names."""
 
 
 def bootstrap_params(spec: CommonSpec, purpose: str) -> dict[str, Json]:
@@ -42,7 +42,7 @@ class Probed:
     is_complete: bool
     """Every probe up to the last step has been taken."""
     refusal: str = ""
-    """The slot and the last probe's figures, where no checkpoint has passed."""
+    """Where the last probe failed: the slot, the probe's figures, and what is served instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Examiner:
             nll = probe.figures.get("mean_nll")
             bound = _number(probe.figures.get("log_vocab")) if before is None else before + PROBE_TOLERANCE
             if probe.figures.get("finite") is True and isinstance(nll, int | float) and nll < bound:
-                before = float(nll)
+                before, refusal = float(nll), ""
                 publication = Publication(
                     slot=slot,
                     lineage=training.recipe.id,
@@ -127,7 +127,10 @@ class Examiner:
                 )
             elif publication is None:
                 refusal = f"{slot} (probe {_shown(nll)}, ln V {bound:.2f})"
-        return Probed(publication=publication, is_complete=is_complete, refusal="" if publication else refusal)
+            else:
+                served = f"serves step {publication.step}"
+                refusal = f"{slot} at step {step} (probe {_shown(nll)}, at most {bound:.2f}; {served})"
+        return Probed(publication=publication, is_complete=is_complete, refusal=refusal)
 
     def _probe(self, training: Training, weights: Digest, tokens: Digest, label: str) -> TaskResult | None:
         rows = self.spec.evaluation.probe_rows
@@ -177,10 +180,15 @@ def _number(value: Json) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def last_stage(probed: list[Probed]) -> str:
-    """The stage of a finished run: which slots have nothing to serve, and why."""
+def last_stage(probed: Sequence[Probed]) -> str:
+    """The stage of a finished run, with what its probes kept from being served."""
+    return with_refusals("done", probed)
+
+
+def with_refusals(stage: str, probed: Sequence[Probed]) -> str:
+    """A stage, and which slots' last checkpoint was not published, and why."""
     refused = [probe.refusal for probe in probed if probe.refusal]
     if not refused:
-        return "done"
+        return stage
     more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
-    return f"done; not published: {', '.join(refused[:MAX_NAMED])}{more}"
+    return f"{stage}; not published: {', '.join(refused[:MAX_NAMED])}{more}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from coordinator.core.values import Finished, Steering, SteeringEntry, TaskResult
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
-from coordinator.plans.held_out import EVAL_RANK, Examiner, Probed, bootstrap_params, last_stage
+from coordinator.plans.held_out import EVAL_RANK, Examiner, Probed, bootstrap_params, last_stage, with_refusals
 from coordinator.plans.one_model import model_facts, model_training, serving_json, want_contest
 from coordinator.plans.partition import Divider, Domains, Labelled
 from coordinator.plans.seeds import derive
@@ -171,6 +171,7 @@ def _ending(
     if valid is None or test is None or not probed[-1].is_complete or gate_open:
         done = examiner.final_weights(training) is not None
         stage = "at the gate of a proposal" if gate_open else "evaluating" if done else "training"
+        stage = with_refusals(stage, probed[-1:])
         return wishes.wanted(stage, publish=publish, serving_json=serving, steering=steering)
     figures: dict[str, Json] = {
         "headline": {"valid": dict(valid.figures), "test": dict(test.figures)},

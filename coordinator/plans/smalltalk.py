@@ -11,7 +11,7 @@ from typing import assert_never
 
 from coordinator.core.values import Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
-from coordinator.plans.held_out import Probed, last_stage
+from coordinator.plans.held_out import Probed, last_stage, with_refusals
 from coordinator.plans.smalltalk_models import (
     want_dense,
     want_experts,
@@ -67,7 +67,7 @@ def _train(scene: Scene) -> Wanted:
     publish = tuple(probe.publication for probe in probed if probe.publication is not None)
     report = want_report(scene, contest, sorter, routers.purity)
     if report is None or not all(probe.is_complete for probe in probed):
-        stage = waiting or _models_stage(scene, contest)
+        stage = with_refusals(waiting or _models_stage(scene, contest), probed)
         return wishes.wanted(stage, publish=publish, serving_json=serving)
     finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
     return wishes.wanted(last_stage(probed), publish=publish, outcome=finished, serving_json=serving)

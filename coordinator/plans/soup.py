@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from coordinator.core.values import CommittedStep, Finished, Publication, TaskResult
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
-from coordinator.plans.held_out import Examiner, Probed, last_stage
+from coordinator.plans.held_out import Examiner, Probed, last_stage, with_refusals
 from coordinator.plans.one_model import model_facts, serving_json, want_contest
 from coordinator.plans.partition import Divider
 from coordinator.plans.soup_models import CONSTANT, GENERIC, NATURAL, Models, SourceMixtures, for_source
@@ -71,7 +71,8 @@ def _train(spec: SoupSpec, models: Models) -> Wanted:
     if outcome is None or not probed.is_complete:
         done = all(examiner.final_weights(training) is not None for training in trainings)
         training = "training" if rounds is None or examiner.final_weights(models.soup) is not None else rounds.stage
-        return wishes.wanted("evaluating" if done else training, publish=publish, serving_json=serving)
+        stage = with_refusals("evaluating" if done else training, [probed])
+        return wishes.wanted(stage, publish=publish, serving_json=serving)
     return wishes.wanted(last_stage([probed]), publish=publish, outcome=outcome, serving_json=serving)
 
 

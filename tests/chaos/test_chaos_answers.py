@@ -100,9 +100,7 @@ def wait_replicas(cluster: Cluster, run: str, count: int) -> None:
     with cluster.client() as client:
         deadline = time.monotonic() + DEATH_S
         while any(len(slot.replicas) < count for slot in client.get_run(run).published):
-            assert time.monotonic() < deadline, [
-                (s.slot, s.weights[:6], list(s.replicas)) for s in client.get_run(run).published
-            ]
+            assert time.monotonic() < deadline, cluster.tails()
             time.sleep(LOOK_S)
 
 

@@ -220,7 +220,11 @@ def test_a_checkpoint_that_fails_its_probe_is_not_published_and_the_one_before_s
     last = fold.done[probes[-1].id]
     fold.done[probes[-1].id] = replace(last, figures={**last.figures, "mean_nll": 2.06})
     second_last = int(probes[-2].label.split()[-1])
-    assert fold.advance().publish[0].step == second_last
+    wanted = fold.advance()
+    assert wanted.publish[0].step == second_last
+    end, most = int(probes[-1].label.split()[-1]), fold.done[probes[-2].id].figures["mean_nll"] + 0.05
+    told = f"expert-0 at step {end} (probe 2.06, at most {most:.2f}; serves step {second_last})"
+    assert wanted.stage == f"done; not published: {told}"
     for probe in probes:
         fold.done[probe.id] = replace(last, figures={"mean_nll": None, "finite": False, "log_vocab": 5.7})
     wanted = fold.advance()
