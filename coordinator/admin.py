@@ -33,6 +33,7 @@ from potluck.ids import NO_DIGEST, NodeId, RunId, short
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
 from potluck.net.tls import peer_of
+from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import RunSpec, spec_from_json
@@ -208,8 +209,13 @@ def _facts_json(spec: RunSpec, store: BlobStore) -> str:
 
     Raises:
         CorpusError: as `corpus_facts_json`.
-        DataError: ``data.missing-blob``, of a soup that was let go.
+        DataError: ``data.missing-blob``, of a soup or a model that was let go.
     """
+    if isinstance(spec, ContestSpec):
+        missing = hold(store, spec.digests)
+        if missing:
+            what = f"the store has no blob {short(missing[0])} of a model or its rows"
+            raise DataError("data.missing-blob", what, "start the run that made it again, and name what it made now")
     if isinstance(spec, InstantiateSpec):
         missing = hold(store, spec.soup.digests)
         if missing:

@@ -18,6 +18,7 @@ from potluck.lm.memory import checkpoint_bytes
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
 from potluck.specs.cluster import ClusterSpec
+from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import RunSpec
@@ -239,7 +240,7 @@ def training_bytes(spec: RunSpec) -> int:
     """Peak memory of training the largest model of a run, beyond the program itself."""
     if isinstance(spec, SmallTalkSpec):
         return cost_of(spec).expert_memory_bytes
-    if isinstance(spec, ClusterSpec | InstantiateSpec):
+    if isinstance(spec, ClusterSpec | InstantiateSpec | ContestSpec):
         return 0
     if isinstance(spec, SoupSpec):
         return spec.cost().memory_bytes

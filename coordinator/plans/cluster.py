@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from coordinator.core.values import Finished
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
+from coordinator.plans.held_out import made_models
 from coordinator.plans.partition import Divider
 from coordinator.plans.text import want_text
+from potluck.ids import Json
 from potluck.specs.cluster import ClusterSpec
 
 
@@ -18,5 +20,8 @@ def advance(spec: ClusterSpec, corpus: CorpusFacts, results: Results) -> Wanted:
     domains = Divider(spec=spec, how=spec.partition, text=text, wishes=wishes).divide()
     if isinstance(domains, str):
         return wishes.wanted(domains)
-    figures = {"headline": {**domains.figures, "partition": domains.partition, "train_rows": text.train_rows}}
+    figures: dict[str, Json] = {
+        "headline": {**domains.figures, "partition": domains.partition, "train_rows": text.train_rows},
+        "made": made_models(text.tokens, {}),
+    }
     return wishes.wanted("done", outcome=Finished(report=domains.cards, figures=figures))

@@ -179,6 +179,7 @@ def _outcome(spec: CrispSpec, stage: Stage, wishes: Wishes, models: Models, spec
         "histogram": dict(stage.histogram),
         "near_duplicates": dict(stage.duplicates),
         "lineages": curves,
+        "made": models.made(),
     }
     return Finished(report=contest.blobs["report"], figures=figures)
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from coordinator.core.values import TaskResult
-from coordinator.plans.held_out import Examiner
+from coordinator.plans.held_out import Examiner, made_models
 from coordinator.plans.one_model import model_training
 from coordinator.plans.partition import Labelled
 from coordinator.plans.seeds import derive
 from coordinator.plans.text import Text
 from coordinator.plans.trainings import CONTROL_RANK, Training
 from potluck.ids import NO_DIGEST, Digest, Json
+from potluck.lm.config import ModelConfig
 from potluck.recipe import Clustered, Origin, Schedule, Segment, Stream
 from potluck.specs.crisp import CrispSpec
 
@@ -79,6 +80,19 @@ class Models:
                 best = self._tuned(training, weights, tuned(name))
                 found[tuned(name)] = self._score(training, best, tokens, whose, tuned(name))
         return found
+
+    def made(self) -> dict[str, Json]:
+        """Both models, and of each the best checkpoint of its fine-tuning; their rows are the corpus'."""
+        found: dict[str, tuple[Digest, ModelConfig]] = {}
+        for name, training in ((SPECIALIST, self.specialist), (GENERALIST, self.generalist)):
+            weights = self.examiner.final_weights(training) if training is not None else None
+            best = self._tuned(training, weights, tuned(name)) if self.spec.finetune.steps else None
+            found |= {
+                key: (digest, self.spec.full_model())
+                for key, digest in ((name, weights), (tuned(name), best))
+                if digest is not None
+            }
+        return made_models(self.examiner.text.tokens, found)
 
     def _score(
         self, training: Training | None, weights: Digest | None, tokens: Digest, whose: str, name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.core.values import CommittedStep, Publication, TaskResult
@@ -12,6 +12,7 @@ from coordinator.plans.text import Text
 from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json, canonical_json
+from potluck.lm.config import ModelConfig
 from potluck.lm.memory import predict_inference_bytes
 from potluck.specs.sections import CommonSpec
 
@@ -56,6 +57,12 @@ class Examiner:
     def final_weights(self, training: Training) -> Digest | None:
         return self.wishes.weights(training.recipe.id, training.total_steps)
 
+    def made(self, trainings: Mapping[str, Training]) -> dict[str, Json]:
+        """`made_models` of fully trained models, by their names."""
+        weights = {name: self.final_weights(training) for name, training in trainings.items()}
+        models = {name: (digest, trainings[name].recipe.model) for name, digest in weights.items() if digest}
+        return made_models(self.text.tokens, models)
+
     def nll(self, training: Training, split: str) -> TaskResult | None:
         """NLL of every held-out row under a fully trained model, once it is."""
         weights = self.final_weights(training)
@@ -71,15 +78,8 @@ class Examiner:
         Args:
             tokens: the manifest of other text than the run's own, tokenised alike.
         """
-        prefix = self.spec.text.prefix_length
-        return self.wishes.task(
-            "eval",
-            {"what": "nll", "split": split, "prefix_length": prefix, **self._model_params(training)},
-            {"weights": weights, "tokens_manifest": tokens or self.text.tokens},
-            label=label,
-            rank=EVAL_RANK,
-            memory_bytes=self._memory_bytes(training),
-        )
+        model, rows = training.recipe.model, tokens or self.text.tokens
+        return want_nll(self.spec, self.wishes, model, weights, rows, split, label=label)
 
     def probes(
         self,
@@ -140,27 +140,51 @@ class Examiner:
                 "what": "probe",
                 "rows": rows,
                 "key": derive(self.spec.seed, "probe"),
-                **self._model_params(training),
+                **_model_params(self.spec, training.recipe.model),
             },
             {"weights": weights, "tokens_manifest": tokens},
             label=label,
             rank=PROBE_RANK,
-            memory_bytes=self._memory_bytes(training),
+            memory_bytes=_memory_bytes(self.spec, training.recipe.model),
         )
 
-    def _model_params(self, training: Training) -> dict[str, Json]:
-        return {
-            "batch_size": self.spec.evaluation.batch_size,
-            "dtype": self.spec.profile.dtype,
-            "model": to_mapping(training.recipe.model),
-        }
 
-    def _memory_bytes(self, training: Training) -> int:
-        return predict_inference_bytes(
-            training.recipe.model,
-            batch_size=self.spec.evaluation.batch_size,
-            sequence=self.spec.text.sequence_length,
-        )
+def want_nll(
+    spec: CommonSpec,
+    wishes: Wishes,
+    model: ModelConfig,
+    weights: Digest,
+    tokens: Digest,
+    split: str,
+    *,
+    label: str,
+    rank: int = EVAL_RANK,
+) -> TaskResult | None:
+    """NLL of every row of a split. Runs that agree in text, evaluation and dtype ask for one and the same task."""
+    return wishes.task(
+        "eval",
+        {"what": "nll", "split": split, "prefix_length": spec.text.prefix_length, **_model_params(spec, model)},
+        {"weights": weights, "tokens_manifest": tokens},
+        label=label,
+        rank=rank,
+        memory_bytes=_memory_bytes(spec, model),
+    )
+
+
+def made_models(tokens: Digest, models: Mapping[str, tuple[Digest, ModelConfig]]) -> dict[str, Json]:
+    """What a finished run says it made, so that a contest can name it: models of full rows, by their names."""
+    listed: dict[str, Json] = {
+        name: {"weights": weights, "model": to_mapping(model)} for name, (weights, model) in models.items()
+    }
+    return {"tokens": tokens, "models": listed}
+
+
+def _model_params(spec: CommonSpec, model: ModelConfig) -> dict[str, Json]:
+    return {"batch_size": spec.evaluation.batch_size, "dtype": spec.profile.dtype, "model": to_mapping(model)}
+
+
+def _memory_bytes(spec: CommonSpec, model: ModelConfig) -> int:
+    return predict_inference_bytes(model, batch_size=spec.evaluation.batch_size, sequence=spec.text.sequence_length)
 
 
 def _shown(nll: Json) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from coordinator.core.values import Failed, Figures, Finished, TaskResult
 from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
+from coordinator.plans.held_out import made_models, want_nll
 from coordinator.plans.one_model import want_contest
 from coordinator.plans.partition import FIRST_RANK, Clusters, Divider, Domains
 from coordinator.plans.soup_models import NATURAL
 from coordinator.plans.text import MIN_TEST_ROWS, Text, want_rows
 from potluck.config import to_mapping
 from potluck.ids import NO_DIGEST, Digest, Json
-from potluck.lm.memory import FLOAT_BYTES, predict_inference_bytes
+from potluck.lm.memory import FLOAT_BYTES
 from potluck.lm.soup_memory import bank_parameters, coefficient_parameters
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.partition import PartitionSpec
@@ -134,22 +135,8 @@ def _want_contest(spec: InstantiateSpec, wishes: Wishes, text: Text, made: TaskR
 
 
 def _want_nll(spec: InstantiateSpec, wishes: Wishes, text: Text, name: str, weights: Digest) -> TaskResult | None:
-    batch, length, model = spec.evaluation.batch_size, spec.text.sequence_length, spec.soup.model
-    return wishes.task(
-        "eval",
-        {
-            "what": "nll",
-            "split": "test",
-            "prefix_length": spec.text.prefix_length,
-            "batch_size": batch,
-            "dtype": spec.profile.dtype,
-            "model": to_mapping(model),
-        },
-        {"weights": weights, "tokens_manifest": text.tokens},
-        label=f"NLL of the {name} on the text",
-        rank=FIRST_RANK,
-        memory_bytes=predict_inference_bytes(model, batch_size=batch, sequence=length),
-    )
+    label = f"NLL of the {name} on the text"
+    return want_nll(spec, wishes, spec.soup.model, weights, text.tokens, "test", label=label, rank=FIRST_RANK)
 
 
 def _finish(
@@ -172,7 +159,11 @@ def _finish(
     )
     if report is None:
         return wishes.wanted("listing what was made")
-    figures: dict[str, Json] = {"specialist": {**blobs, **told}}
+    tokens = placed.text.tokens if placed.text is not None else NO_DIGEST
+    figures: dict[str, Json] = {
+        "specialist": {**blobs, **told},
+        "made": made_models(tokens, {SPECIALIST: (made.blobs["weights"], spec.soup.model)}),
+    }
     return wishes.wanted("done", outcome=Finished(report=report.blobs["report"], figures=figures))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator.plans import cluster, crisp, instantiate, single, smalltalk, soup
+from coordinator.plans import cluster, contest, crisp, instantiate, single, smalltalk, soup
 from coordinator.plans.base import CorpusFacts, Results, Wanted
 from potluck.specs.cluster import ClusterSpec
+from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import spec_from_json
@@ -36,5 +37,7 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
             return soup.advance(spec, corpus, results)
         case InstantiateSpec():
             return instantiate.advance(spec, corpus, results)
+        case ContestSpec():
+            return contest.advance(spec, results)
         case _:
             assert_never(spec)

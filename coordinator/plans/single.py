@@ -176,6 +176,7 @@ def _ending(
     figures: dict[str, Json] = {
         "headline": {"valid": dict(valid.figures), "test": dict(test.figures)},
         "lineages": curves,
+        "made": examiner.made({"model": training}),
     }
     finished = Finished(report=test.blobs["report"], figures=figures)
     return wishes.wanted(

@@ -128,10 +128,17 @@ def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tupl
         "headline": dict(report.figures),
         "lineages": curves,
         "purity": [figures.get("purity") for figures in purity if figures is not None],
+        "made": scene.examiner.made(_named(contest)),
     }
     if scene.spec.search.mode == "grid":
         figures["search"] = {"experts": contest.expert_search.table, "dense": contest.dense_search.table}
     return figures
+
+
+def _named(contest: Contest) -> dict[str, Training]:
+    groups = {"expert": contest.experts, "random_split": contest.random_split}
+    named = {f"{name}-{index}": each for name, group in groups.items() for index, each in enumerate(group)}
+    return named | ({"dense": contest.dense} if contest.dense is not None else {})
 
 
 def _router_facts(scene: Scene, rows: int) -> dict[str, Json]:

@@ -122,6 +122,7 @@ def _outcome(spec: SoupSpec, models: Models, targets: SourceMixtures) -> Finishe
         "headline": {"test": dict(contest.figures)},
         "soup": facts["soup"],
         "lineages": curves,
+        "made": models.contestants(targets),
     }
     return Finished(report=contest.blobs["report"], figures=figures)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from coordinator.core.values import TaskResult
-from coordinator.plans.held_out import EVAL_RANK, Examiner
+from coordinator.plans.held_out import EVAL_RANK, Examiner, made_models
 from coordinator.plans.one_model import model_training
 from coordinator.plans.partition import Divider, Domains, Labelled
 from coordinator.plans.seeds import derive
@@ -15,6 +15,7 @@ from coordinator.plans.soup_rounds import Rounds, StandIn, Walked
 from coordinator.plans.trainings import CONTROL_RANK, FIRST_RANK, Bank, Training, cosine, make_training
 from potluck.config import to_mapping
 from potluck.ids import Digest, Json, canonical_json
+from potluck.lm.config import ModelConfig
 from potluck.lm.memory import FLOAT_BYTES
 from potluck.lm.soup_spread import Spread
 from potluck.recipe import Clustered, Mixtures, Segment
@@ -141,6 +142,21 @@ class Models:
             rank=EVAL_RANK,
             memory_bytes=FLOAT_BYTES * (2 * held + 3 * recipe.model.num_parameters),
         )
+
+    def contestants(self, targets: SourceMixtures) -> dict[str, Json]:
+        """What a contest can name: each source's model, the soup's model of the corpus, and the controls."""
+        natural, model = self.labelled.natural, self.spec.full_model()
+        wanted = {for_source(name): (self.soup, mixture) for name, mixture in targets.by_source.items()}
+        wanted[NATURAL] = (self.soup, natural)
+        wanted |= {CONSTANT: (self.constant, natural)} if self.constant is not None else {}
+        found: dict[str, tuple[Digest, ModelConfig]] = {}
+        for name, (training, mixture) in wanted.items():
+            weights = self.examiner.final_weights(training)
+            made = self.made(training, weights, mixture, f"make the {name}") if weights is not None else None
+            found |= {name: (made.blobs["weights"], model)} if made is not None else {}
+        generic = self.examiner.final_weights(self.generic) if self.generic is not None else None
+        found |= {GENERIC: (generic, model)} if generic is not None else {}
+        return made_models(self.examiner.text.tokens, found)
 
     def nll(self, training: Training, mixture: Digest, name: str) -> TaskResult | None:
         """NLL on test text of a trained soup's theta(h)."""

@@ -71,6 +71,7 @@ def render_text(report: dict[str, Any]) -> str:
         "cluster": render_cards,
         "crisp": render_specialist,
         "single": render_contest,
+        "contest": render_contest,
         "soup": render_soup,
     }
     return by_method.get(report.get("method", ""), render)(report)
@@ -84,7 +85,13 @@ def render_html(report: dict[str, Any]) -> str:
     from potluck.report.soup import soup_page
     from potluck.report.specialist import specialist_page
 
-    by_method = {"cluster": cards_page, "crisp": specialist_page, "single": contest_page, "soup": soup_page}
+    by_method = {
+        "cluster": cards_page,
+        "crisp": specialist_page,
+        "single": contest_page,
+        "contest": contest_page,
+        "soup": soup_page,
+    }
     return by_method.get(report.get("method", ""), render_page)(report)
 
 

@@ -15,6 +15,7 @@ from potluck.errors import SpecError
 from potluck.ids import Digest
 from potluck.jsontext import read_json
 from potluck.specs.cluster import ClusterSpec
+from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.sections import require
@@ -22,7 +23,7 @@ from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.specs.soup import SoupSpec
 
-RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec | InstantiateSpec
+RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec | InstantiateSpec | ContestSpec
 SpecClass = (
     type[SmallTalkSpec]
     | type[SingleSpec]
@@ -30,6 +31,7 @@ SpecClass = (
     | type[ClusterSpec]
     | type[SoupSpec]
     | type[InstantiateSpec]
+    | type[ContestSpec]
 )
 METHODS: Mapping[str, SpecClass] = {
     "smalltalk": SmallTalkSpec,
@@ -38,6 +40,7 @@ METHODS: Mapping[str, SpecClass] = {
     "cluster": ClusterSpec,
     "soup": SoupSpec,
     "instantiate": InstantiateSpec,
+    "contest": ContestSpec,
 }
 DEFAULT_METHOD = "smalltalk"
 UNKNOWN_DIGEST = Digest("0" * 64)

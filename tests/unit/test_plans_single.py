@@ -63,7 +63,7 @@ def test_a_run_trains_one_lineage_publishes_it_and_ends_with_the_table_on_test_t
     assert (publication.slot, publication.step) == ("model", STEPS)
     (test,) = [task for task in fold.seen_tasks.values() if task.label == "test table"]
     assert wanted.outcome.report == fold.done[test.id].blobs["report"]
-    assert set(wanted.outcome.figures) == {"headline", "lineages"}
+    assert set(wanted.outcome.figures) == {"headline", "lineages", "made"}
 
 
 def test_its_stages_are_text_training_and_evaluation() -> None:

@@ -71,7 +71,7 @@ def test_a_run_ends_with_a_report_and_every_slot_published(num: int) -> None:
     assert json.loads(wanted.serving_json)["routers"] == [
         fold.commits(one.id)[one.total_steps].weights for one in wanted.lineages if one.role == "router"
     ]
-    assert set(wanted.outcome.figures) == {"headline", "lineages", "purity"}
+    assert set(wanted.outcome.figures) == {"headline", "lineages", "purity", "made"}
 
 
 def test_every_lineage_is_trained_to_its_total_and_named_for_people() -> None:

@@ -1,0 +1,9 @@
+"""The papers that `potluck reproduce` knows: a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from potluck.lab.study import Study
+
+STUDIES: Mapping[str, Study] = {}
