@@ -209,6 +209,7 @@ TEXTS: Mapping[str, Target] = {
     "checkpoint": _with_text(lambda text: CheckpointManifest.from_json(text).digest),
     "figures": _with_text(coordinator_wire.figures),
     "view": _with_text(lambda text: View.from_json(text).to_json()),
+    "soup-view": _with_text(lambda text: View.from_json(text).to_json()),
     "soup-name": _with_text(_soup_name, "surrogateescape"),
     "mixture": _with_store(lambda store, digest: read_mixture(digest, store)),  # type: ignore[arg-type]
     "labels": _with_store(_labels),

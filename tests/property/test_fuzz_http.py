@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from potluck.ids import Digest, RunId, digest_bytes
+from potluck.ids import RunId, digest_bytes
 from potluck.lm.config import ModelConfig
+from potluck.lm.soup_config import SoupConfig
 from router.book import Loaded, ViewBook
 from router.choose import Decision
 from router.desk import Desk
@@ -19,7 +20,7 @@ from router.detokenise import TextStream
 from router.fleet import Fleet
 from router.http import MAX_BODY_BYTES, MAX_HEADER_BYTES, HttpBridge
 from router.patience import Patience
-from router.view import View
+from router.view import SoupView, View
 from tests.fuzz.bending import bent, shapeless, spoilt
 
 MODEL = ModelConfig(vocab=256, hidden=4, layers=1, heads=1, ffn=8, context=17)
@@ -34,11 +35,14 @@ BODY = {
     "seed": 7,
     "stop": ["."],
 }
+SOUP_BODY = {"text": "one two", "run": "first", "model": "soup:a=0.25,b%2C=0.75"}
 WHOLE = b"POST /route HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n" + b'{"text": "a"}'
 
 
 class Letters:
-    """A tokenizer whose tokens are bytes, and one model that answers all."""
+    """A tokenizer whose tokens are bytes, and one model that answers all, beside those of a soup."""
+
+    domains = ("a", "b,")
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
@@ -65,9 +69,10 @@ def a_book() -> ViewBook:
         sequence_length=16,
         prefix_length=8,
         expert_model=MODEL,
-        slots={"one": Digest(digest_bytes(b"w"))},
+        slots={"one": digest_bytes(b"w"), "bank": digest_bytes(b"b")},
         route_by="one",
         default_slot="one",
+        soup=SoupView(slot="bank", labels=digest_bytes(b"l"), config=SoupConfig(domains=2, experts=3)),
     )
     book = ViewBook(lambda: None)
     book.install(Loaded(view=view, version=1, scorer=Letters()), ready=frozenset())
@@ -118,6 +123,13 @@ def test_a_sound_body_with_parts_bent_is_answered_or_refused_with_a_stable_id(pa
     assert check(post(path, body), whole=True)
 
 
+@pytest.mark.parametrize("path", ["score", "instantiate"])
+@settings(max_examples=60)
+@given(body=bent(SOUP_BODY))
+def test_a_bent_wish_for_a_soup_s_model_is_answered_or_refused_with_a_stable_id(path: str, body: bytes) -> None:
+    assert check(post(path, body), whole=True)
+
+
 @settings(max_examples=60)
 @given(body=shapeless())
 def test_a_shapeless_body_is_refused_with_a_stable_id(body: bytes) -> None:
@@ -156,3 +168,5 @@ def test_a_sound_request_is_answered(tmp_path: Path) -> None:
     assert check(post("route", json.dumps(BODY).encode())) == 200
     assert check(b"GET /health HTTP/1.1\r\n\r\n") == 200
     assert check(post("generate", json.dumps(BODY).encode()), whole=True) == 503  # no node serves here
+    for path in ("score", "instantiate"):
+        assert check(post(path, json.dumps(SOUP_BODY).encode()), whole=True) == 503
