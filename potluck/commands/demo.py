@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from potluck.demo.cluster import stop_cluster
-    from potluck.demo.session import Demo, await_serving, run_demo
+    from potluck.demo.session import SOUP_NAME, Demo, await_serving, run_demo
 
     output = Output(as_json=args.json)
     if args.data is not None and not args.data.exists():
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         output.next_step(
             f'potluck route "def main():" --home {home}',
             f'potluck generate "def main():" --home {home}',
+            f"potluck run start {shlex.quote(shown(demo.soup))} --watch --home {home}   # trains a soup; then: "
+            f"potluck soup {SOUP_NAME} --home {home}",
             f"potluck down --home {home}   # stops the daemons",
         )
     return 0

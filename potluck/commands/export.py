@@ -112,7 +112,7 @@ def write_specialist(
     from potluck.commands.cards import card_of
 
     card = card_of(home, soup.info, soup.bank)
-    card = replace(card, slot=specialist.model, weights=specialist.weights, soup=specialist.mixture)
+    card = replace(card, slot=specialist.label, weights=specialist.weights, soup=specialist.mixture)
     return _write(home, soup.source.model, card, target, output)
 
 

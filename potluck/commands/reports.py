@@ -10,6 +10,7 @@ from potluck.errors import Refused
 from potluck.ids import Digest, short
 from potluck.live import read_speeds
 from potluck.specs.cluster import ClusterSpec
+from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import spec_from_json
 from potluck.specs.smalltalk import SmallTalkSpec
 
@@ -36,6 +37,8 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     science = json.loads(path.read_text(encoding="utf-8"))
     spec, curves = spec_from_json(info.spec_json), json.loads(info.results_json or "{}")
     told = {"run": info.run, "name": info.name, "spec": json.loads(info.spec_json)}
+    if isinstance(spec, InstantiateSpec):
+        return {**science, **told, "method": spec.method}
     if isinstance(spec, ClusterSpec):
         return cards_report(science, **told)
     if not isinstance(spec, SmallTalkSpec):
@@ -63,6 +66,7 @@ def render_text(report: dict[str, Any]) -> str:
     """The tables of a report, at most 80 columns wide."""
     from potluck.report.cards import render_cards
     from potluck.report.contest import render_contest
+    from potluck.report.instantiated import render_instantiated
     from potluck.report.soup import render_soup
     from potluck.report.specialist import render_specialist
     from potluck.report.table import render
@@ -73,6 +77,7 @@ def render_text(report: dict[str, Any]) -> str:
         "single": render_contest,
         "contest": render_contest,
         "soup": render_soup,
+        "instantiate": render_instantiated,
     }
     return by_method.get(report.get("method", ""), render)(report)
 
@@ -82,6 +87,7 @@ def render_html(report: dict[str, Any]) -> str:
     from potluck.report.cards import cards_page
     from potluck.report.contest import contest_page
     from potluck.report.html import render_page
+    from potluck.report.instantiated import instantiated_page
     from potluck.report.soup import soup_page
     from potluck.report.specialist import specialist_page
 
@@ -91,6 +97,7 @@ def render_html(report: dict[str, Any]) -> str:
         "single": contest_page,
         "contest": contest_page,
         "soup": soup_page,
+        "instantiate": instantiated_page,
     }
     return by_method.get(report.get("method", ""), render_page)(report)
 

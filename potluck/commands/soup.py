@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,46 +96,15 @@ def _list(soup: PublishedSoup, home: Home, args: argparse.Namespace, output: Out
 
 
 def _show(soup: PublishedSoup, specialist: Specialist, args: argparse.Namespace, output: Output) -> None:
-    report = specialist.report
+    from potluck.report.instantiated import render_instantiated, warnings
+
     output.line(f"specialist of {_named(soup)}")
-    shown = report["domains"] if args.all else report["domains"][:MOST_ROWS]
-    rows = [[name, f"{weight:.1%}", f"{share:.1%}"] for name, weight, share in shown]
-    output.table(["domain", "weight", "corpus"], rows)
-    if len(shown) < len(report["domains"]):
-        rest = sum(weight for _, weight, _ in report["domains"][len(shown) :])
-        output.line(
-            f"and {len(report['domains']) - len(shown)} more domains with {rest:.1%} together (--all lists them)"
-        )
-    if report["histogram"] is not None:
-        _show_histogram(report["histogram"], output)
-        _show_contest(report, output)
+    output.line(render_instantiated(specialist.report, every=args.all))
+    for warning in warnings(specialist.report):
+        output.note(textwrap.fill(f"mind: {warning}", TABLE_WIDTH, subsequent_indent="  "))
     output.line(f"weights {specialist.weights}")
     made = "made now" if specialist.is_new else "made before, found again"
     output.line(f"{made}, {specialist.seconds:.1f} s; run {short(specialist.run)}")
-
-
-def _show_histogram(histogram: Mapping[str, Any], output: Output) -> None:
-    noise, windows, unplaced = histogram["expected_noise"], histogram["windows"], histogram["unplaced"]
-    told = f"weights from {windows:,} windows of text, expected to be off by {noise:.2f} in L1 distance (of at most 2)"
-    output.line(textwrap.fill(told, TABLE_WIDTH))
-    if unplaced is not None:
-        output.line(f"{unplaced:.0%} of the text lies in no domain of the soup")
-    for warning in histogram["warnings"]:
-        output.note(textwrap.fill(f"mind: {warning}", TABLE_WIDTH, subsequent_indent="  "))
-    if unplaced and not any("further out" in warning for warning in histogram["warnings"]):
-        told = f"mind: of the {unplaced:.0%} that no domain holds, the nearest domain stands for the text"
-        output.note(textwrap.fill(told, TABLE_WIDTH, subsequent_indent="  "))
-
-
-def _show_contest(report: Mapping[str, Any], output: Output) -> None:
-    from potluck.report.contest import sentence
-
-    if report["contest"] is None:
-        output.line(f"not compared: {report['test_rows']} held-out rows of the text are too few to tell a difference")
-        return
-    for pair, value in report["contest"]["pairs"].items():
-        told = f"on {report['contest']['rows']:,} held-out rows of the text, {sentence(pair, value)}"
-        output.line(textwrap.fill(told, TABLE_WIDTH))
 
 
 def _told(soup: PublishedSoup, specialist: Specialist) -> dict[str, Any]:

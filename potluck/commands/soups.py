@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BANK, NATURAL = "bank", "soup"
 """Slots of a soup run: the soup itself, and its model of the corpus."""
+MAX_LABEL = 60
 MAX_NAME = 64
 """Characters of a run's name."""
 
@@ -74,6 +75,11 @@ class Specialist:
     def model(self) -> str:
         """What routers call it."""
         return str(SoupName(weights={name: weight for name, weight, _ in self.report["domains"]}))
+
+    @property
+    def label(self) -> str:
+        """The same for people, who would not read a long one."""
+        return self.model if len(self.model) <= MAX_LABEL else f"soup of {len(self.report['domains'])} domains"
 
     @property
     def mixture(self) -> SoupMixture:

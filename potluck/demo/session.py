@@ -1,6 +1,6 @@
 """`make demo`, from text to a served mixture, by the same daemons and commands as a user has.
 
-Everything lies under one folder: text/, spec.toml, home/, report.json, report.html. The same command
+Everything lies under one folder: text/, spec.toml, soup.toml, home/, report.json, report.html. The same command
 again goes on where the last one stopped, or shows what it found.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from potluck.commands.home import Home, admin_client, router_client
 from potluck.commands.output import Output
+from potluck.commands.partitions import write_spec
 from potluck.commands.plan import size_run
 from potluck.commands.report import write_report
 from potluck.commands.reports import report_of
@@ -24,12 +25,20 @@ from potluck.demo.cluster import NUM_NODES, start_cluster
 from potluck.errors import CorpusError, NotReachable, PotluckError, UsageError
 from potluck.ids import short
 from potluck.live import watch
+from potluck.specs.partition import PartitionSpec
+from potluck.specs.run import UNKNOWN_DIGEST
+from potluck.specs.sections import ModelShape
+from potluck.specs.single import TrainingSpec
+from potluck.specs.soup import BankSpec, SoupSpec
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
 
 CORPUS_TOOL = Path("tools") / "demo_corpus.py"
 SAMPLE = "def main():"
+SOUP_NAME = "demo-soup"
+SOUP_STEPS, SOUP_DOMAINS = 240, 16
+"""Small: it is there to be tried."""
 SERVING_ATTEMPTS = 60
 SERVING_WAIT_S = 1.0
 
@@ -50,6 +59,10 @@ class Demo:
     def spec(self) -> Path:
         return self.folder / "spec.toml"
 
+    @property
+    def soup(self) -> Path:
+        return self.folder / "soup.toml"
+
 
 def run_demo(demo: Demo, output: Output) -> dict[str, Any]:
     """Runs or resumes the demo until its report is written and the mixture answers.
@@ -63,6 +76,7 @@ def run_demo(demo: Demo, output: Output) -> dict[str, Any]:
     demo.folder.mkdir(parents=True, exist_ok=True)
     data = demo.data if demo.data is not None else fetch_corpus(demo, output)
     size_run(data, demo.spec, minutes=demo.minutes, nodes=NUM_NODES, name="demo", output=output)
+    write_soup(demo)
     start_cluster(demo.home, output)
     from potluck.report.table import render
 
@@ -78,6 +92,23 @@ def run_demo(demo: Demo, output: Output) -> dict[str, Any]:
     output.line(render(report))
     output.line(f"\nsaved: {written[0]} and {written[1]}")
     return report
+
+
+def write_soup(demo: Demo) -> None:
+    """The spec of a soup on the same text, for whoever wants to try one; a file that is there stays."""
+    if demo.soup.exists():
+        return
+    spec = SoupSpec(
+        method="soup",
+        corpus=UNKNOWN_DIGEST,
+        model=ModelShape(preset="0.04M"),
+        training=TrainingSpec(steps=SOUP_STEPS, batch_size=16),
+        partition=PartitionSpec(by="clusters", k=SOUP_DOMAINS),
+        bank=BankSpec(experts=8),
+    )
+    data = demo.data if demo.data is not None else demo.folder / "text"
+    remarks = ["potluck demo: a soup on the demo's text; `potluck run start` trains it, docs/soup.md says what it is"]
+    write_spec(demo.soup, spec.resolved(), name=SOUP_NAME, data=data, call={"command": "demo"}, remarks=remarks)
 
 
 def fetch_corpus(demo: Demo, output: Output) -> Path:

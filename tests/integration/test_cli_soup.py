@@ -210,6 +210,18 @@ def test_what_a_specialist_is_made_of_stays_in_the_store(world: World, made: dic
     assert {made[name] for name in ("weights", "mixture", "tokenizer")} <= closure(world.blobs(), [Digest(report)])
 
 
+def test_the_table_and_the_page_of_a_specialists_run_tell_the_same(
+    world: World, liked: dict[str, Any], tmp_path: Path
+) -> None:
+    shown = world.potluck("soup", world.clustered, "--like", world.like)[1]
+    code, table, _ = world.potluck("eval", liked["run"])
+    assert code == 0
+    assert table.strip() in shown
+    html = Path(world.answer("report", liked["run"], "--out", tmp_path)["html"]).read_text()
+    assert liked["weights"] in html
+    assert "held-out rows of the text, specialist" in html
+
+
 def test_few_examples_are_said_to_be_few_and_nothing_is_compared_on_them(world: World) -> None:
     lines = world.like.read_text().splitlines()[:6]
     (world.folder / "few").mkdir()

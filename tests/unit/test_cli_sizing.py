@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from potluck.sizing import (
     spec_of,
 )
 from potluck.specfile import same_call, spec_text
-from potluck.specs.run import parse_run_file
+from potluck.specs.instantiate import InstantiateSpec, SoupSource
+from potluck.specs.run import UNKNOWN_DIGEST, parse_run_file
+from potluck.specs.single import TrainingSpec
+from potluck.specs.soup import BankSpec, SoupControls, SoupSpec
 
 FAST = Rates(expert_flops_per_second=4e10, router_tokens_per_second=8e4, score_tokens_per_second=2.5e5)
 LAPTOP = Machine(cores=2, nodes=4, rates=FAST)
@@ -122,3 +126,24 @@ def test_the_manual_shows_a_spec_that_is_accepted() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "spec.md").read_text()
     block = manual.split("```toml\n")[1].split("```")[0]
     assert parse_run_file(tomllib.loads(block)).data == "my_text"
+
+
+def test_the_manual_shows_every_key_of_a_soup_with_its_default() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "spec.md").read_text()
+    (block,) = [each for each in manual.split("```toml\n") if each.startswith('method = "soup"')]
+    shown = tomllib.loads(block.split("```")[0])
+    assert (
+        parse_run_file({**shown, "data": "x"}).canonical(UNKNOWN_DIGEST)
+        == SoupSpec(method="soup", corpus=UNKNOWN_DIGEST).resolved()
+    )
+    for section, kind in (("bank", BankSpec), ("controls", SoupControls), ("training", TrainingSpec)):
+        assert set(shown[section]) == {field.name for field in fields(kind)}
+
+
+def test_the_manual_names_every_key_of_a_soups_specialist() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "spec.md").read_text()
+    rows = manual.split('method = "instantiate"')[1]
+    assert all(f"`soup.{field.name}`" in rows for field in fields(SoupSource))
+    own = {field.name for field in fields(InstantiateSpec)} - {field.name for field in fields(SoupSpec)}
+    assert own == {"soup", "weights"}
+    assert "`weights`" in rows
