@@ -35,6 +35,9 @@ def superseded(state: State) -> set[Digest]:
         made.update(task.result.blobs.values())
         if not named.isdisjoint(task.result.blobs.values()):
             passed.update(digest for name, digest in task.wanted.inputs if name.startswith(STATE_INPUT))
+    for task in rounds:
+        own = set(task.result.blobs.values()) if task.wanted.kind == "train" and task.result is not None else set()
+        passed |= own if own & passed else set()  # What of a part's results nobody read goes with what was.
     return (passed & made) - needed
 
 

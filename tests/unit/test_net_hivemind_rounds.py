@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from coordinator.core.values import Finished, TaskResult
+from coordinator.core.values import Finished, TaskResult, TaskWanted
 from coordinator.plans.soup_exchange import Exchanged, exchanged
 from potluck.config import to_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest, Json, canonical_json, digest_bytes, digest_file
 from potluck.lm.soup_spread import Spread, exchange_key
 from potluck.net.hivemind_acceptance import Refused
-from potluck.net.hivemind_projections import report
+from potluck.net.hivemind_projections import report, report_of
+from potluck.specs.soup import SoupControls
 from sampling.soup_exchange import MEETING
 from tests.integration.mixture_runs import corpus_of
 from tests.integration.soup_runs import soup_spec
+from tests.unit.soup_fold import SoupFold, soup
 from tests.unit.soup_worlds import RealFold
+from tests.unit.test_soup_rounds_blobs import pinned
 
 KEY = exchange_key(digest_bytes(b"setting"), 0, digest_bytes(b"common"))
 FAR = Spread(parts=2, local_steps=6, outer_rate=0.7, outer_momentum=0.9)
@@ -99,6 +103,48 @@ def test_parts_that_cannot_meet_make_the_soup_of_the_hub(tmp_path: Path, monkeyp
         ],
     }
     assert len(fold.tasks_named("by the hub: part 1: POTLUCK_MEETING is not set")) == 2
+
+
+class Averaging(SoupFold):
+    """A world in which every exchange succeeds: all changes are zero, and so is their average."""
+
+    def _result(self, task: TaskWanted) -> TaskResult:
+        result, params, inputs = super()._result(task), json.loads(task.params_json), dict(task.inputs)
+        if params.get("what") != "local_steps":
+            return result
+        key = exchange_key(inputs["setting"], params["round"], inputs["weights-common"])
+        averaged, zero = digest_bytes(key.encode()), {"shared": np.zeros(1, dtype=np.float32)}
+        delta = result.blobs["delta"]
+        told = report_of(key, params["part"], zero, zero, input_digest=delta, output_digest=averaged)
+        blobs = {**result.blobs, **({"averaged": averaged} if params["part"] == 0 else {})}
+        return TaskResult(blobs=blobs, figures={**result.figures, "exchange": canonical_json(to_mapping(told))})
+
+
+def test_however_many_rounds_were_averaged_so_the_blobs_of_two_are_kept() -> None:
+    """The changes too, which no task reads where the parts' own average is believed."""
+    spec = soup(
+        controls=SoupControls(generic=False, constant=False), spread=dataclasses.replace(FAR, transport="hivemind")
+    )
+    fold = Averaging(spec)
+    made: dict[Digest, int] = {}
+    while work := fold.open_work(fold.advance()):
+        for task in _named(fold, "round "):
+            made |= {d: json.loads(task.params_json)["round"] for d in _blobs(fold, task)}
+        news = {digest for task in work if isinstance(task, TaskWanted) for _, digest in task.inputs}
+        kept = pinned(fold)
+        assert news & made.keys() <= kept
+        assert len(made.keys() & kept) <= 2 * 9
+        fold.do(work[0])
+    assert max(made.values()) == 6
+    assert all(task.label.endswith("by hivemind") for task in _named(fold, "average of the parts"))
+
+
+def _named(fold: SoupFold, word: str) -> list[TaskWanted]:
+    return [task for task in fold.seen_tasks.values() if word in task.label and "together" not in task.label]
+
+
+def _blobs(fold: SoupFold, task: TaskWanted) -> list[Digest]:
+    return list(fold.done[task.id].blobs.values()) if task.id in fold.done else []
 
 
 def test_an_exchange_without_local_steps_is_refused() -> None:
