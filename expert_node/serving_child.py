@@ -265,9 +265,9 @@ class Server:
         weights = message["weights"]
         if mixture := message.get("mixture"):
             return Making(command=message, mixture=self._soups.mixture(weights, mixture))
-        if weights in self._soups:
-            fix = "name a model of it, such as soup:DOMAIN=1"
-            raise Refused("refused.no-mixture", f"weights {weights[:12]} are a soup's", fix)
+        if weights in self._soups or message["type"] == "instantiate":
+            fix = "name a model of a soup, such as soup:DOMAIN=1"
+            raise Refused("refused.no-mixture", f"no mixture of weights {weights[:12]} is named", fix)
         model = self._models.get(weights)
         if model is None:
             raise Refused("refused.not-served", f"weights {weights[:12]} are not served here", "try another replica")

@@ -24,6 +24,8 @@ MAX_REQUESTS_PER_REPLICA = 256
 """Requests one node may have open; beyond it the next replica is asked."""
 SILENCE_S = 120
 """Longest wait for a node's next word on a request; keep-alive finds a lost node sooner, this a stuck one."""
+MAX_REASONS = 4
+"""Told of why no node could answer: an error travels in headers, whose size is bounded."""
 T = TypeVar("T")
 
 
@@ -372,7 +374,7 @@ class Fleet:
         reasons = [error.message for error in failures]
         reasons += [f"node {a.node}: {a.failed[key]}" for a in self._attachments.values() if key in a.failed]
         message = f"{key.slot} of run {key.run} (weights {key.weights[:12]}): "
-        message += "; ".join(reasons) or "no node has it ready"
+        message += "; ".join(reasons[:MAX_REASONS]) or "no node has it ready"
         return NotReachable("net.no-replica", message, "see `potluck nodes`; try again when a node serves it")
 
     async def _generate_on(
