@@ -3,14 +3,16 @@
 The routing decision of a row is the argmin of its score columns (ties to the lower expert), with no
 capacity. NLL is in nats per target; `suffix` means targets M+1 and later. Keys of the report:
 
-- `mixture`, `dense`, `random_split`, `oracle`: {nll_all, nll_suffix, perplexity_all, perplexity_suffix}.
+- `mixture`, `dense`, `random_split`, `oracle`: {nll_all, nll_suffix, perplexity_all, perplexity_suffix,
+  bits_per_byte_all, bits_per_byte_suffix}.
   Several random-split experts count as their mean; the oracle takes each row's least suffix NLL.
 - `mixture_minus_dense`, `random_minus_dense`, `mixture_minus_random`: {mean, low, high} of the suffix
   NLL, paired bootstrap over packs; below zero the first is better.
 - `by_source.NAME`, `by_expert[e]`: the keys above and `rows`, over rows of a source, or routed to an expert.
 - `experts_by_source[e][s]`: suffix NLL of every expert on every source, whatever the routing.
 - `routing`: `table[e][s]` in rows, `loads`, `sources`, `purity`, `nmi`, `agrees_with_oracle`.
-- `targets`: {all, prefix, suffix}; `packs`, `rows`, `bootstrap`, `split`, `prefix_length`, `facts` as given.
+- `targets`, and `target_bytes` (`sampling.target_bytes`): {all, prefix, suffix}; `packs`, `rows`, `bootstrap`,
+  `split`, `prefix_length`, `facts` as given.
 
 A side that is absent, a level without targets, and what comes of a model that blew up, is null.
 """
@@ -27,6 +29,7 @@ import numpy as np
 from potluck.ids import Json
 from sampling.evaluate import Interval, contingency, normalised_mutual_information, paired_bootstrap, purity
 from sampling.rows import META_PACK, META_SOURCE, META_TARGETS, TokenRows
+from sampling.target_bytes import bits_per_byte, target_bytes
 from sampling.taskio import TaskCall, TaskOutput
 
 SIDES = ("mixture", "dense", "random_split", "oracle")
@@ -40,6 +43,8 @@ class HeldOut:
     pack: np.ndarray
     targets_R2: np.ndarray
     """int64 [rows, 2]: real targets in the prefix and after it."""
+    bytes_R2: np.ndarray
+    """int64 [rows, 2]: bytes of those targets."""
     names: Sequence[str]
 
 
@@ -66,6 +71,7 @@ def eval_compare(call: TaskCall) -> TaskOutput:
         source=meta[:, META_SOURCE],
         pack=meta[:, META_PACK],
         targets_R2=np.stack([in_prefix, meta[:, META_TARGETS] - in_prefix], axis=1),
+        bytes_R2=target_bytes(manifest, call.blobs, rows, prefix),
         names=manifest["sources"],
     )
     groups: Mapping[str, Any] = params["groups"]
@@ -123,7 +129,6 @@ def build_report(
         mine = held_out.source == number
         by_source[name] = _summary(sides, mine, held_out, bootstrap)
     table = contingency(choice, held_out.source, len(experts_ER2), len(held_out.names))
-    total = held_out.targets_R2.sum(axis=0)
     return {
         **_summary(sides, np.ones(len(columns), dtype=bool), held_out, bootstrap),
         "by_source": by_source,
@@ -137,7 +142,8 @@ def build_report(
             "nmi": normalised_mutual_information(table),
             "agrees_with_oracle": float((choice == best).mean()),
         },
-        "targets": {"all": int(total.sum()), "prefix": int(total[0]), "suffix": int(total[1])},
+        "targets": _by_part(held_out.targets_R2),
+        "target_bytes": _by_part(held_out.bytes_R2),
         "packs": len(np.unique(held_out.pack)),
         "bootstrap": {"samples": bootstrap.samples, "confidence": bootstrap.confidence, "seed": bootstrap.seed},
     }
@@ -154,6 +160,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, Json]:
     figures["purity"] = report["routing"]["purity"]
     figures["nmi"] = report["routing"]["nmi"]
     figures["targets"] = report["targets"]
+    figures["target_bytes"] = report["target_bytes"]
     figures["packs"] = report["packs"]
     return figures
 
@@ -163,9 +170,10 @@ def _summary(
 ) -> dict[str, Json]:
     """Levels of every side and paired differences, over some of the rows."""
     targets = held_out.targets_R2[mine]
-    out: dict[str, Json] = {"rows": int(mine.sum())}
+    byte_counts = held_out.bytes_R2[mine]
+    out: dict[str, Json] = {"rows": int(mine.sum()), "target_bytes": _by_part(byte_counts)}
     for side, nll in sides.items():
-        out[side] = None if nll is None else _levels(nll[mine], targets)
+        out[side] = None if nll is None else _levels(nll[mine], targets, byte_counts)
     for name, left, right in (
         ("mixture_minus_dense", sides["mixture"], sides["dense"]),
         ("random_minus_dense", sides["random_split"], sides["dense"]),
@@ -185,8 +193,17 @@ def _summary(
     return out
 
 
-def _levels(nll: np.ndarray, targets: np.ndarray) -> dict[str, Json]:
-    """Nats per target and perplexity, over all targets and after the prefix; null where there is none."""
+def _by_part(counts: np.ndarray) -> dict[str, Json]:
+    """Of [rows, 2]."""
+    prefix, suffix = (int(total) for total in counts.sum(axis=0))
+    return {"all": prefix + suffix, "prefix": prefix, "suffix": suffix}
+
+
+def _levels(nll: np.ndarray, targets: np.ndarray, byte_counts: np.ndarray) -> dict[str, Json]:
+    """Nats per target, perplexity and bits per byte, over all targets and after the prefix; null where there is none.
+
+    All three [rows, 2].
+    """
     nll_all = _ratio(float(nll.sum()), int(targets.sum()))
     nll_suffix = _ratio(float(nll[:, 1].sum()), int(targets[:, 1].sum()))
     return {
@@ -194,6 +211,8 @@ def _levels(nll: np.ndarray, targets: np.ndarray) -> dict[str, Json]:
         "nll_suffix": nll_suffix,
         "perplexity_all": _exp(nll_all),
         "perplexity_suffix": _exp(nll_suffix),
+        "bits_per_byte_all": bits_per_byte(float(nll.sum()), int(byte_counts.sum())),
+        "bits_per_byte_suffix": bits_per_byte(float(nll[:, 1].sum()), int(byte_counts[:, 1].sum())),
     }
 
 

@@ -2,11 +2,11 @@
 
 NLL is in nats per target, over all targets. Keys of the report:
 
-- `models.NAME`, `by_source.SOURCE.models.NAME`: {nll, perplexity}.
+- `models.NAME`, `by_source.SOURCE.models.NAME`: {nll, perplexity, bits_per_byte}.
 - `pairs["A - B"]`: {mean, low, high, smallest_effect}, paired bootstrap over packs; below zero A is better.
   `smallest_effect` is half the interval's width: what this much text could have seen.
 - `by_source.SOURCE.pairs`: the same over the source's rows; null where there are too few packs.
-- `rows`, `packs`, `targets`, `split`, `bootstrap`, and `facts` as given.
+- `rows`, `packs`, `targets`, `target_bytes` (`sampling.target_bytes`), `split`, `bootstrap`, and `facts` as given.
 
 What comes of a model that blew up is null.
 """
@@ -22,6 +22,7 @@ from potluck.ids import Json
 from sampling.compare import Bootstrap
 from sampling.evaluate import paired_bootstrap
 from sampling.rows import META_PACK, META_SOURCE, META_TARGETS, TokenRows
+from sampling.target_bytes import bits_per_byte, target_bytes
 from sampling.taskio import TaskCall, TaskOutput
 
 
@@ -39,6 +40,7 @@ def eval_contest(call: TaskCall) -> TaskOutput:
     report = build_contest(
         nll,
         rows.meta(np.arange(len(rows), dtype=np.int64)).astype(np.int64),
+        target_bytes(manifest, call.blobs, rows, rows.sequence_length).sum(axis=1),
         sources=manifest["sources"],
         pairs=[(first, second) for first, second in params["pairs"]],
         bootstrap=Bootstrap(
@@ -46,13 +48,14 @@ def eval_contest(call: TaskCall) -> TaskOutput:
         ),
     )
     report = {"facts": params.get("facts") or {}, "split": params["split"], **report}
-    figures = {key: report[key] for key in ("models", "pairs", "rows", "packs", "targets")}
+    figures = {key: report[key] for key in ("models", "pairs", "rows", "packs", "targets", "target_bytes")}
     return TaskOutput(files={"report": call.write_json("report", report)}, figures=figures)
 
 
 def build_contest(
     nll: Mapping[str, np.ndarray],
     meta: np.ndarray,
+    byte_counts: np.ndarray,
     *,
     sources: Sequence[str],
     pairs: Sequence[tuple[str, str]],
@@ -63,14 +66,16 @@ def build_contest(
     Args:
         nll: by model, float64 [rows], sums over the real targets; nats.
         meta: int64 [rows, 3], as `TokenRows.meta` gives it.
+        byte_counts: int64 [rows], of the real targets.
         pairs: models to compare, first minus second.
     """
     everything = np.ones(len(meta), dtype=bool)
     by_source: dict[str, Json] = {
-        name: _table(nll, meta, meta[:, META_SOURCE] == number, pairs, bootstrap) for number, name in enumerate(sources)
+        name: _table(nll, meta, byte_counts, meta[:, META_SOURCE] == number, pairs, bootstrap)
+        for number, name in enumerate(sources)
     }
     return {
-        **_table(nll, meta, everything, pairs, bootstrap),
+        **_table(nll, meta, byte_counts, everything, pairs, bootstrap),
         "by_source": by_source,
         "bootstrap": {"samples": bootstrap.samples, "confidence": bootstrap.confidence, "seed": bootstrap.seed},
     }
@@ -79,17 +84,20 @@ def build_contest(
 def _table(
     nll: Mapping[str, np.ndarray],
     meta: np.ndarray,
+    byte_counts: np.ndarray,
     mine: np.ndarray,
     pairs: Sequence[tuple[str, str]],
     bootstrap: Bootstrap,
 ) -> dict[str, Json]:
     targets = meta[mine, META_TARGETS]
     packs = meta[mine, META_PACK]
-    models: dict[str, Json] = {name: _level(array[mine], int(targets.sum())) for name, array in nll.items()}
+    num_bytes = int(byte_counts[mine].sum())
+    models: dict[str, Json] = {name: _level(array[mine], int(targets.sum()), num_bytes) for name, array in nll.items()}
     return {
         "rows": int(mine.sum()),
         "packs": len(np.unique(packs)),
         "targets": int(targets.sum()),
+        "target_bytes": num_bytes,
         "models": models,
         "pairs": {
             f"{first} - {second}": _difference(nll[first][mine] - nll[second][mine], targets, packs, bootstrap)
@@ -116,8 +124,13 @@ def _difference(difference: np.ndarray, targets: np.ndarray, packs: np.ndarray, 
     return {"mean": interval.mean, "low": low, "high": high, "smallest_effect": half}
 
 
-def _level(nll: np.ndarray, targets: int) -> Json:
-    level = float(nll.sum()) / targets if targets else math.nan
+def _level(nll: np.ndarray, targets: int, num_bytes: int) -> Json:
+    total = float(nll.sum())
+    level = total / targets if targets else math.nan
     if not math.isfinite(level):
         return None
-    return {"nll": level, "perplexity": math.exp(level) if level < 700 else None}
+    return {
+        "nll": level,
+        "perplexity": math.exp(level) if level < 700 else None,
+        "bits_per_byte": bits_per_byte(total, num_bytes),
+    }

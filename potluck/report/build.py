@@ -21,6 +21,7 @@ SCORED_BYTES_PER_SEQUENCE_AND_EXPERT = 4
 """The paper's count: 2 bytes of float16 sent and 2 received, 4TE/S in all (2410.03529, appendix)."""
 TAKEN_FROM_SCIENCE = (
     "targets",
+    "target_bytes",
     "mixture",
     "dense",
     "random_split",

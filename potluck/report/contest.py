@@ -12,6 +12,8 @@ from potluck.report import svg
 from potluck.report.page import facts, page, section, table
 
 SCHEMA_VERSION = 1
+UNITS = ("perplexity", "bits/byte")
+"""Heads of the columns beside nats per token."""
 NEEDED = ("models", "pairs", "by_source", "rows", "packs", "targets", "split", "facts")
 
 
@@ -38,8 +40,9 @@ def contest_report(science: Mapping[str, Any], *, run: str, name: str, spec: Any
 def render_contest(report: Mapping[str, Any]) -> str:
     """Plain text of at most 80 columns: models over all text, by source, and differences."""
     blocks = [
-        format_table(["model", f"{report['split']} NLL", "perplexity"], model_rows(report)),
-        format_table(["source", "rows", *_short(list(report["models"]))], source_rows(report)),
+        format_table(["model", f"{report['split']} NLL", *UNITS], model_rows(report)),
+        format_table(["NLL by source", "rows", *_short(list(report["models"]))], source_rows(report)),
+        format_table(["bits/byte by source", *_short(list(report["models"]))], bits_rows(report)),
     ]
     if report["pairs"]:
         blocks.append("\n".join(sentence(name, value) for name, value in report["pairs"].items()))
@@ -60,8 +63,11 @@ def contest_page(report: Mapping[str, Any]) -> str:
         f"<h1>{escape(report['name'])}</h1>",
         f'<p class="quiet">{escape(report["split"].capitalize())} text: {human_count(report["targets"])} tokens in '
         f"{report['packs']} packs. Run <code>{escape(report['run'][:12])}</code>.</p>",
-        section("Result", table(["model", "nats per token", "perplexity"], model_rows(report)) + differences),
-        section("By source", svg.grouped_bars(groups, y_label="nats per token") + svg.legend(names)),
+        section("Result", table(["model", "nats per token", *UNITS], model_rows(report)) + differences),
+        section(
+            "By source",
+            svg.grouped_bars(groups, y_label="nats per token") + svg.legend(names) + source_table(report),
+        ),
         section(
             "Loss while training",
             svg.line_chart(curves, x_label="step", y_label="nats per token") + svg.legend(list(curves)),
@@ -85,15 +91,37 @@ def sentence(pair: str, value: Mapping[str, float] | None) -> str:
 
 
 def model_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    return [[name, *level_cells(level)] for name, level in report["models"].items()]
+
+
+def level_cells(level: Mapping[str, float | None] | None) -> list[str]:
+    """Nats per token, perplexity, bits per byte; reports that were made before the last of them have none."""
+    shown = (("nll", 4), ("perplexity", 2), ("bits_per_byte", 4))
+    values = [(None if level is None else level.get(key), digits) for key, digits in shown]
+    return ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+
+
+def source_table(report: Mapping[str, Any]) -> str:
+    """HTML: every model on every source, in every unit."""
+    rows = [
+        [source, name, *level_cells(level)]
+        for source, values in report["by_source"].items()
+        for name, level in values["models"].items()
+    ]
+    return table(["source", "model", "nats per token", *UNITS], rows)
+
+
+def bits_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Bits per byte by source."""
     return [
-        [name, "-", "-"] if level is None else [name, f"{level['nll']:.4f}", _perplexity(level["perplexity"])]
-        for name, level in report["models"].items()
+        [source, *(level_cells(values["models"].get(name))[-1] for name in report["models"])]
+        for source, values in report["by_source"].items()
     ]
 
 
 def source_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [source, str(values["rows"]), *(_cell(values["models"].get(name)) for name in report["models"])]
+        [source, str(values["rows"]), *(level_cells(values["models"].get(name))[0] for name in report["models"])]
         for source, values in report["by_source"].items()
     ]
 
@@ -109,14 +137,6 @@ def shown_fact(value: Any) -> str:
 
 def _nll(level: Mapping[str, float] | None) -> float | None:
     return None if level is None else level["nll"]
-
-
-def _cell(level: Mapping[str, float] | None) -> str:
-    return "-" if level is None else f"{level['nll']:.4f}"
-
-
-def _perplexity(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _short(names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from potluck.report.build import (
 )
 from potluck.report.page import facts as facts_table
 from potluck.report.page import page, section, table
-from potluck.report.table import SIDES
+from potluck.report.table import SIDES, level_cells
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -53,13 +53,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 def _sides(report: Mapping[str, Any]) -> str:
     rows = [
-        [
-            name,
-            f"{values['nll_suffix']:.4f}",
-            f"{values['perplexity_suffix']:.2f}",
-            f"{values['nll_all']:.4f}",
-            f"{values['perplexity_all']:.2f}",
-        ]
+        [name, *level_cells(values, "suffix"), *level_cells(values, "all")]
         for side, name in SIDES.items()
         if (values := report.get(side)) is not None
     ]
@@ -69,7 +63,8 @@ def _sides(report: Mapping[str, Any]) -> str:
         f"the first {prefix}, which the routing decision has not seen. Oracle routing picks each text's best "
         "expert after the fact: no router can do better with these experts.</p>"
     )
-    return table(["", "leak-free", "perplexity", "all tokens", "perplexity"], rows) + note
+    units = ["perplexity", "bits/byte"]
+    return table(["", "leak-free", *units, "all tokens", *units], rows) + note
 
 
 def _routing(report: Mapping[str, Any]) -> str:
@@ -92,10 +87,17 @@ def _by_source(report: Mapping[str, Any]) -> str:
     note = f"The dense twin is ahead on {', '.join(wins)}." if wins else "The dense twin is ahead on no source."
     if report.get("dense") is None:
         note = ""
+    rows = [
+        [source, SIDES[side], *level_cells(line.get(side), "suffix"), *level_cells(line.get(side), "all")]
+        for source, line in report["by_source"].items()
+        for side in names
+    ]
+    units = ["perplexity", "bits/byte"]
     return (
         svg.grouped_bars(groups, y_label="leak-free nats per token")
         + svg.legend(names)
         + f'<p class="quiet">{escape(note)}</p>'
+        + table(["source", "side", "leak-free", *units, "all tokens", *units], rows)
     )
 
 

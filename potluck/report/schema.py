@@ -32,8 +32,11 @@ class Many:
 
 
 NUMBER = (int, float)
-_SIDE = {"nll_all": NUMBER, "nll_suffix": NUMBER, "perplexity_all": NUMBER, "perplexity_suffix": NUMBER}
-_PART = {f"{key}?": shape for key, shape in _SIDE.items()}
+_LEVELS = {"nll_all": NUMBER, "nll_suffix": NUMBER, "perplexity_all": NUMBER, "perplexity_suffix": NUMBER}
+_BITS = {"bits_per_byte_all?": NUMBER, "bits_per_byte_suffix?": NUMBER}
+"""Reports that were made before them have none."""
+_SIDE = {**_LEVELS, **_BITS}
+_PART = {**{f"{key}?": shape for key, shape in _LEVELS.items()}, **_BITS}
 """A source's share of the text may be so small that it has no target after the prefix."""
 _INTERVAL = {"mean": NUMBER, "low?": NUMBER, "high?": NUMBER}
 """Text of a single pack has a mean and no interval."""
@@ -54,6 +57,7 @@ REPORT: dict[str, Any] = {
     "search": {"mode": str, "table": str, "experts": Many(_CELL), "dense": Many(_CELL)},
     "parameters": {"expert": int, "router": int},
     "targets": dict,
+    "target_bytes?": dict,
     "mixture": _SIDE,
     "dense?": _SIDE,
     "random_split?": _SIDE,

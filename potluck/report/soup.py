@@ -13,7 +13,7 @@ from typing import Any
 
 from potluck.formatting import TABLE_WIDTH, format_table, human_bytes, human_count
 from potluck.report import svg
-from potluck.report.contest import model_rows, shown_fact
+from potluck.report.contest import UNITS, level_cells, model_rows, shown_fact
 from potluck.report.page import facts, page, section, table
 
 FOR = "soup for "
@@ -71,12 +71,13 @@ def render_soup(report: Mapping[str, Any]) -> str:
         [f"{i + 1} {name}", *(f"{value:.2f}{'*' if matrix.best[j] == i else ' '}" for j, value in enumerate(line))]
         for i, (name, line) in enumerate(zip(matrix.sources, matrix.nll, strict=True))
     ]
-    blocks = [format_table(["model", f"{report['split']} NLL", "perplexity"], _levels(report))]
+    blocks = [format_table(["model", f"{report['split']} NLL", *UNITS], _levels(report))]
     if matrix.sources:
         blocks.append(
             format_table(["mixture of / text of", *numbers], rows) + "\n* the least of its column: the best mixture"
         )
     blocks.append(format_table(["its own mixture", *_others(report)], comparison_rows(report)) + f"\n{COMPARED}")
+    blocks.append(format_table(_bits_columns(report), _bits_rows(report)))
     blocks.append("\n".join(textwrap.fill(line, TABLE_WIDTH) for line in sentences(report)))
     return "\n\n".join(blocks)
 
@@ -92,14 +93,14 @@ def soup_page(report: Mapping[str, Any]) -> str:
         for name, text in EXPLAINED.items()
         if name in report["models"]
     )
-    levels = table(["model", "nats per token", "perplexity"], _levels(report))
+    levels = table(["model", "nats per token", *UNITS], _levels(report))
     body = [
         f"<h1>{escape(report['name'])}</h1>",
         f'<p class="verdict">{escape(told[0])}</p>',
         f'<p class="quiet">{escape(report["split"].capitalize())} text: {human_count(report["targets"])} tokens in '
         f"{report['packs']} packs. Run <code>{escape(report['run'][:12])}</code>.</p>",
         section("The right mixture, and wrong ones", _heat(matrix)),
-        section("Levels", levels + legend),
+        section("Levels", levels + legend + table(_bits_columns(report), _bits_rows(report))),
         section("Beside the others", compared),
         section(
             "Loss while training",
@@ -172,6 +173,19 @@ def _levels(report: Mapping[str, Any]) -> list[list[str]]:
     """The soup and what it is compared with first, then each source's."""
     rows = model_rows(report)
     return sorted(rows, key=lambda row: row[0].startswith(FOR))
+
+
+def _bits_columns(report: Mapping[str, Any]) -> list[str]:
+    return ["bits/byte on text of", "its own mixture", *_others(report).values()]
+
+
+def _bits_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    others = _others(report).values()
+    texts = {name: report["by_source"][name]["models"] for name in matrix_of(report).sources}
+    return [
+        [name, *(level_cells(models.get(model))[-1] for model in (f"{FOR}{name}", *others))]
+        for name, models in texts.items()
+    ]
 
 
 def _bank_rows(told: Mapping[str, Any]) -> list[tuple[str, str]]:

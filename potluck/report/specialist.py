@@ -10,7 +10,7 @@ from typing import Any
 
 from potluck.formatting import TABLE_WIDTH, format_table, human_count
 from potluck.report import svg
-from potluck.report.contest import shown_fact, source_rows
+from potluck.report.contest import UNITS, bits_rows, level_cells, shown_fact, source_rows, source_table
 from potluck.report.page import facts, page, section, table
 
 SPECIALIST, GENERALIST = "specialist", "generalist"
@@ -34,10 +34,10 @@ EXPLAINED = {
 def render_specialist(report: Mapping[str, Any]) -> str:
     """Plain text of at most 80 columns."""
     report = _specialist_first(report)
-    columns = ["model", "target NLL", "perplexity", "corpus NLL", "perplexity"]
-    blocks = [format_table(columns, result_rows(report))]
+    blocks = [format_table(["model", "text of the", "test NLL", *UNITS], result_rows(report), left=2)]
     if len(report["by_source"]) > 1:
-        blocks.append(format_table(["target's source", "rows", *report["models"]], source_rows(report)))
+        blocks.append(format_table(["target's source, NLL", "rows", *report["models"]], source_rows(report)))
+        blocks.append(format_table(["target's source, bits/byte", *report["models"]], bits_rows(report)))
     blocks.append("\n".join(textwrap.fill(line, TABLE_WIDTH) for line in sentences(report)))
     return "\n\n".join(blocks)
 
@@ -52,7 +52,7 @@ def specialist_page(report: Mapping[str, Any]) -> str:
         for source, values in report["by_source"].items()
     }
     curves = {name: [(float(x), float(y)) for x, y in line] for name, line in report["curves"].items() if line}
-    columns = ["", "on the target", "perplexity", "on the corpus", "perplexity"]
+    columns = ["model", "text of the", "nats per token", *UNITS]
     note = (
         f'<p class="quiet">Nats per token on held-out test text; lower is better. The target: '
         f"{human_count(report['targets'])} tokens in {report['packs']} packs of rows, the unit of the interval.</p>"
@@ -67,7 +67,10 @@ def specialist_page(report: Mapping[str, Any]) -> str:
             table(columns, result_rows(report)) + note + "".join(f"<p>{escape(line)}</p>" for line in told[1:]),
         ),
         section("What it rests on", _histogram_section(report)),
-        section("By the target's sources", svg.grouped_bars(groups, y_label="nats per token") + svg.legend(names))
+        section(
+            "By the target's sources",
+            svg.grouped_bars(groups, y_label="nats per token") + svg.legend(names) + source_table(report),
+        )
         if len(groups) > 1
         else "",
         section(
@@ -133,8 +136,10 @@ def difference(pair: Mapping[str, Any] | None, packs: int = MIN_PACKS) -> str:
 
 
 def result_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Each model on the target's test text, then on the corpus'."""
     general = (report["facts"].get("on_the_corpus") or {}).get("models") or {}
-    return [[name, *_level(level), *_level(general.get(name))] for name, level in report["models"].items()]
+    texts = {"target": report["models"], "corpus": general}
+    return [[name, text, *level_cells(models[name])] for text, models in texts.items() for name in models]
 
 
 def histogram_rows(histogram: Mapping[str, Any], duplicates: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -182,13 +187,6 @@ def _histogram_section(report: Mapping[str, Any]) -> str:
 def _run_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     hidden = ("histogram", "near_duplicates", "on_the_corpus")
     return [(key, escape(shown_fact(value))) for key, value in report["facts"].items() if key not in hidden]
-
-
-def _level(level: Mapping[str, Any] | None) -> tuple[str, str]:
-    if level is None:
-        return "-", "-"
-    perplexity = level["perplexity"]
-    return f"{level['nll']:.4f}", "-" if perplexity is None else f"{perplexity:.2f}"
 
 
 def _nll(level: Mapping[str, Any] | None) -> float | None:

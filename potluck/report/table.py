@@ -41,15 +41,23 @@ def _sides(report: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                f"{values['nll_suffix']:.4f}",
-                f"{values['perplexity_suffix']:.2f}",
-                f"{values['nll_all']:.4f}",
-                f"{values['perplexity_all']:.2f}",
+                *level_cells(values, "suffix"),
+                *level_cells(values, "all"),
             ]
         )
     prefix = report["spec"]["text"]["prefix_length"]
-    title = f"Held-out test text, nats per token. Leak-free: only tokens after the first {prefix}."
-    return format_table(["side", "leak-free", "perplexity", "all", "perplexity"], rows, title=title)
+    title = (
+        f"Held-out test text, nats per token. Leak-free: only tokens after the first {prefix}.\n"
+        "ppl: perplexity. bits/byte: also comparable where tokenizers differ."
+    )
+    return format_table(["side", "leak-free", "ppl", "bits/byte", "all", "ppl", "bits/byte"], rows, title=title)
+
+
+def level_cells(values: Mapping[str, Any] | None, part: str) -> list[str]:
+    """Nats per token, perplexity, bits per byte over `all` targets or the `suffix`; "-" for what is not there."""
+    shown = (("nll", 4), ("perplexity", 2), ("bits_per_byte", 4))
+    found = [((values or {}).get(f"{key}_{part}"), digits) for key, digits in shown]
+    return ["-" if value is None else f"{value:.{digits}f}" for value, digits in found]
 
 
 def _sources(report: Mapping[str, Any]) -> str:
@@ -63,7 +71,12 @@ def _sources(report: Mapping[str, Any]) -> str:
         for source, line in report["by_source"].items()
     ]
     columns = ["leak-free by source", "mixture", "dense", "random", "oracle", "rows", "expert"]
-    return format_table(columns, rows)
+    bits = [
+        [source, *[level_cells(line.get(side), "all")[-1] for side in SIDES]]
+        for source, line in report["by_source"].items()
+    ]
+    bits_columns = ["bits/byte, all tokens", "mixture", "dense", "random", "oracle"]
+    return f"{format_table(columns, rows)}\n\n{format_table(bits_columns, bits)}"
 
 
 def _top_expert(report: Mapping[str, Any], source: str) -> str:

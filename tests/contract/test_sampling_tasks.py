@@ -19,6 +19,7 @@ from potluck.errors import CorpusError, DataError, InvariantViolation
 from potluck.ids import Digest, Json
 from potluck.lm.config import ModelConfig
 from potluck.lm.model import init_decoder
+from sampling.bpe import load_tokenizer
 from sampling.ingest import ingest
 from sampling.rows import TokenRows, stream_rows
 from sampling.taskio import LocalBlobs, TaskOutput, load_array
@@ -289,6 +290,35 @@ def test_the_comparison_reads_columns_and_nll_of_all_models(bench: Bench) -> Non
         report["mixture"]["nll_suffix"] - report["dense"]["nll_suffix"]
     )
     assert done.figures["mixture"] == report["mixture"]
+    sides = [report[side] for side in ("mixture", "dense", "oracle")]
+    assert all(part["bits_per_byte_all"] > 0 for part in sides)
+
+
+def test_bits_per_byte_times_bytes_times_ln_2_is_the_sum_of_nll_of_the_targets_that_are_scored(bench: Bench) -> None:
+    inputs = {"weights": bench.weights[0], "tokens_manifest": bench.tokens}
+    nll = bench.run("eval", {"what": "nll", "split": "test", **SCORING}, inputs)["nll"]
+    params: dict[str, Json] = {"what": "contest", "split": "test", "models": ["a"], "pairs": []}
+    params |= {"bootstrap_samples": 100, "confidence": 0.95, "seed": 0}
+    done = bench.output("eval", params, {"tokens_manifest": bench.tokens, "a": nll})
+    report = json.loads(done.files["report"].read_text())
+    sums = load_array(bench.blobs.path(nll)).sum(axis=1)
+    rows = bench.rows("test")
+    everything = np.arange(len(rows))
+    meta = rows.meta(everything)
+    # The text of a pack is its documents': what its targets stand for is all of it but its first token's part.
+    tokenizer = load_tokenizer(bench.blobs.path(bench.tokenizer))
+    scored = dict.fromkeys(bench.manifest["sources"], 0)
+    for row, (source, _, targets) in zip(rows.take(everything), meta.tolist(), strict=True):
+        text = tokenizer.decode(row[1 : 1 + targets].tolist())  # ASCII: every token is whole characters
+        scored[bench.manifest["sources"][source]] += len(text.encode())
+    assert report["target_bytes"] == sum(scored.values()) == done.figures["target_bytes"]
+    in_all = report["models"]["a"]["bits_per_byte"] * report["target_bytes"] * math.log(2)
+    assert in_all == pytest.approx(float(sums.sum()))
+    for number, name in enumerate(bench.manifest["sources"]):
+        part = report["by_source"][name]
+        assert part["target_bytes"] == scored[name]
+        total = part["models"]["a"]["bits_per_byte"] * part["target_bytes"] * math.log(2)
+        assert total == pytest.approx(float(sums[meta[:, 0] == number].sum()))
 
 
 def test_a_column_of_another_length_is_refused(bench: Bench) -> None:

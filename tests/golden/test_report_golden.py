@@ -47,6 +47,20 @@ def test_its_table_fits_80_columns() -> None:
     assert max(len(line) for line in render(REPORT).splitlines()) <= TABLE_WIDTH
 
 
+def test_bits_per_byte_that_it_does_not_have_are_told_by_later_reports_of_its_version() -> None:
+    report = json.loads(json.dumps(REPORT))
+    assert "  -" in render(report).splitlines()[4]
+    for line in (report, *report["by_source"].values()):
+        for side in ("mixture", "dense", "random_split", "oracle"):
+            line[side] |= {"bits_per_byte_all": 2.125, "bits_per_byte_suffix": 2.0625}
+    report["target_bytes"] = {"all": 900, "prefix": 200, "suffix": 700}
+    check_report(report)
+    first = next(line for line in render(report).splitlines() if line.startswith("mixture"))
+    assert ("2.0625" in first, "2.1250" in first) == (True, True)
+    assert max(len(line) for line in render(report).splitlines()) <= TABLE_WIDTH
+    assert "<td>2.0625</td>" in render_page(report)
+
+
 def test_its_page_is_balanced_and_loads_nothing() -> None:
     parser = _Balanced()
     page = render_page(REPORT)

@@ -27,6 +27,9 @@ class HeldOut:
     targets: Sequence[int]
     suffix: Sequence[int]
     """Targets after the prefix."""
+    bytes_all: Sequence[int]
+    """Of text that the targets stand for."""
+    bytes_suffix: Sequence[int]
     names: Sequence[str]
 
 
@@ -82,16 +85,19 @@ def purity(columns: Sequence[Sequence[int]], sources: Sequence[int]) -> float:
 
 
 def _levels(sides: Mapping[str, Sequence[Nll]], rows: HeldOut, mine: Sequence[int]) -> dict[str, Any]:
-    """Nats per target of each side over some rows."""
+    """Nats per target, perplexity and bits per byte of each side over some rows."""
     found: dict[str, Any] = {}
     for side, nll in sides.items():
-        nll_all = math.fsum(nll[n][0] + nll[n][1] for n in mine) / sum(rows.targets[n] for n in mine)
-        nll_suffix = math.fsum(nll[n][1] for n in mine) / sum(rows.suffix[n] for n in mine)
+        sum_all, sum_suffix = math.fsum(nll[n][0] + nll[n][1] for n in mine), math.fsum(nll[n][1] for n in mine)
+        nll_all = sum_all / sum(rows.targets[n] for n in mine)
+        nll_suffix = sum_suffix / sum(rows.suffix[n] for n in mine)
         found[side] = {
             "nll_all": nll_all,
             "nll_suffix": nll_suffix,
             "perplexity_all": math.exp(nll_all),
             "perplexity_suffix": math.exp(nll_suffix),
+            "bits_per_byte_all": sum_all / math.log(2) / sum(rows.bytes_all[n] for n in mine),
+            "bits_per_byte_suffix": sum_suffix / math.log(2) / sum(rows.bytes_suffix[n] for n in mine),
         }
     return found
 

@@ -123,6 +123,12 @@ class _Text:
         self.sources: list[str] = self._manifest["sources"]
         self.rows = {split: self._stacked(split, "rows") for split in ("train", "valid", "test")}
         self.meta = {split: self._stacked(split, "meta") for split in ("train", "valid", "test")}
+        vocabulary = json.loads(self._blobs.path(tokenizer).read_text(encoding="utf-8"))["model"]["vocab"]
+        self._pieces = {token: piece for piece, token in vocabulary.items() if token != 0}
+
+    def num_bytes(self, tokens: np.ndarray) -> int:
+        """Of text: a piece has a character for each byte, and the end of a document has none."""
+        return len("".join(self._pieces.get(token, "") for token in tokens.tolist()))
 
     def _task(self, kind: str, params: Mapping[str, Json], inputs: Mapping[str, Digest]) -> dict[str, Digest]:
         out = self._folder / f"task-{len(list(self._folder.iterdir()))}"
@@ -441,6 +447,11 @@ def _compare(loop: _Loop, outcome: Outcome) -> None:
             packs=meta[:, 1].tolist(),
             targets=targets.tolist(),
             suffix=[max(0, n - (spec.text.prefix_length - 1)) for n in targets.tolist()],
+            bytes_all=[loop.text.num_bytes(row[1 : 1 + n]) for row, n in zip(rows, targets.tolist(), strict=True)],
+            bytes_suffix=[
+                loop.text.num_bytes(row[spec.text.prefix_length : 1 + n])
+                for row, n in zip(rows, targets.tolist(), strict=True)
+            ],
             names=loop.text.sources,
         ),
         Draws(

@@ -11,7 +11,7 @@ from potluck.errors import DataError
 from potluck.formatting import TABLE_WIDTH
 from potluck.report.contest import contest_page, contest_report, render_contest, sentence
 
-LEVEL = {"nll": 2.5, "perplexity": 12.18}
+LEVEL = {"nll": 2.5, "perplexity": 12.18, "bits_per_byte": 1.25}
 
 
 def science(*models: str, sources: tuple[str, ...] = ("a",), **changes: Any) -> dict[str, Any]:
@@ -45,10 +45,23 @@ class _Tags(HTMLParser):
 def test_the_tables_tell_each_model_over_all_text_and_by_source() -> None:
     text = render_contest(report(science("model", sources=("law", "mail"))))
     assert "test NLL" in text
-    assert [line.split() for line in text.splitlines() if line.startswith(("model ", "law", "mail"))][-2:] == [
+    lines = [line.split() for line in text.splitlines()]
+    assert ["model", "2.5000", "12.18", "1.2500"] in lines
+    assert [line for line in lines if line[:1] in (["law"], ["mail"])] == [
         ["law", "9", "2.5000"],
         ["mail", "9", "2.5000"],
+        ["law", "1.2500"],
+        ["mail", "1.2500"],
     ]
+    page = contest_page(report(science("model", sources=("law",))))
+    cells = "".join(f"<td>{cell}</td>" for cell in ("law", "model", "2.5000", "12.18", "1.2500"))
+    assert f"<tr>{cells}</tr>" in page
+
+
+def test_a_report_from_before_bits_per_byte_is_shown_without_them() -> None:
+    blob = science("model")
+    blob["models"] = {"model": {"nll": 2.5, "perplexity": 12.18}}
+    assert ["model", "2.5000", "12.18", "-"] in [line.split() for line in render_contest(report(blob)).splitlines()]
 
 
 def test_the_tables_have_at_most_80_columns_whatever_the_names() -> None:

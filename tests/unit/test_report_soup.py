@@ -10,7 +10,7 @@ SOURCES = ("code", "law", "verse")
 
 
 def level(nll: float) -> dict[str, float]:
-    return {"nll": nll, "perplexity": 2.0}
+    return {"nll": nll, "perplexity": 2.0, "bits_per_byte": nll / 2}
 
 
 def report(*, right: float = 2.0, wrong: float = 3.0) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def test_the_tables_of_a_soup_fit_eighty_columns_and_mark_the_best() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.count("2.00*") == 3
     assert text.count("-0.500±0.100") == 9
+    assert ["code", "1.0000", "1.2500", "1.2500", "1.2500"] in [line.split() for line in text.splitlines()]
 
 
 def test_a_difference_whose_interval_holds_zero_is_marked() -> None:

@@ -43,7 +43,7 @@ def pair(mean: float, low: float | None, high: float | None) -> dict[str, float 
 
 
 def level(nll: float) -> dict[str, float]:
-    return {"nll": nll, "perplexity": math.exp(nll)}
+    return {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll / 2}
 
 
 def report(on_target: Any, on_corpus: Any = None, *, packs: int = 40, sources: int = 1) -> dict[str, Any]:
@@ -108,6 +108,8 @@ def test_what_the_specialist_lost_on_the_corpus_is_told() -> None:
 @pytest.mark.parametrize("sources", [1, 3])
 def test_the_tables_fit_80_columns_the_specialist_first_and_sources_only_where_there_are_several(sources: int) -> None:
     text = render_specialist(report(pair(-0.2, -0.25, -0.15), sources=sources))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["specialist", "target", "3.0000", "20.09", "1.5000"] in lines
     lines = text.splitlines()
     assert max(map(len, lines)) <= TABLE_WIDTH
     assert [line.split()[0] for line in lines[2:4]] == ["specialist", "generalist"]

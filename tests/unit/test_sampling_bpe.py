@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sampling.bpe import bytes_per_token, encode, load_tokenizer, train_bpe
+from sampling.target_bytes import token_bytes
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog\n" * 20,
@@ -54,6 +55,15 @@ def test_a_batch_is_encoded_as_its_texts_alone(path: Path) -> None:
 def test_a_larger_vocabulary_covers_more_bytes_with_a_token(path: Path) -> None:
     larger = load_tokenizer(path)
     assert 1.0 < bytes_per_token(train_bpe(TEXTS, 280), TEXTS) < bytes_per_token(larger, TEXTS)
+
+
+def test_the_bytes_of_a_texts_tokens_are_its_bytes_and_the_end_of_a_document_has_none(path: Path) -> None:
+    tokenizer = load_tokenizer(path)
+    sizes = token_bytes(tokenizer)
+    assert sizes[0] == 0
+    for text in [*TEXTS, "\x00\x07 漢字 𝄞\r\n\t  ", "<eod>", ""]:
+        (ids,) = encode(tokenizer, [text])
+        assert sizes[ids].sum() == len(text.encode())
 
 
 def test_text_too_small_for_the_vocabulary_gives_a_smaller_one() -> None:

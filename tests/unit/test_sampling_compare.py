@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ HELD_OUT = HeldOut(
     source=np.array([0, 0, 1, 1]),
     pack=np.array([0, 0, 1, 2]),
     targets_R2=np.array([[3, 10], [3, 0], [3, 10], [2, 0]]),
+    bytes_R2=np.array([[6, 20], [6, 0], [9, 60], [4, 0]]),
     names=("law", "prose"),
 )
 COLUMNS = np.array([[5, 9], [7, 7], [9, 5], [1, 0]], dtype=np.uint16)
@@ -63,6 +65,16 @@ def test_levels_are_sums_over_targets() -> None:
     assert built["rows"] == 4
 
 
+def test_bits_per_byte_times_bytes_times_ln_2_is_the_sum_of_nll_over_all_and_by_source() -> None:
+    built = report()
+    assert built["target_bytes"] == {"all": 105, "prefix": 25, "suffix": 80}
+    assert built["mixture"]["bits_per_byte_all"] * 105 * math.log(2) == pytest.approx(26 + 6 + 16 + 2)
+    assert built["mixture"]["bits_per_byte_suffix"] * 80 * math.log(2) == pytest.approx(20 + 10)
+    law = built["by_source"]["law"]
+    assert law["target_bytes"] == {"all": 32, "prefix": 12, "suffix": 20}
+    assert law["dense"]["bits_per_byte_all"] * 32 * math.log(2) == pytest.approx(6 + 25 + 6)
+
+
 def test_differences_are_of_the_suffix_alone() -> None:
     built = report()
     assert built["mixture_minus_dense"]["mean"] == pytest.approx(-1.0)
@@ -108,9 +120,10 @@ def test_an_expert_that_gets_no_row_has_null_levels() -> None:
 
 
 def test_rows_without_any_suffix_target_give_nulls_not_errors() -> None:
-    bare = HeldOut(source=HELD_OUT.source, pack=HELD_OUT.pack, targets_R2=np.array([[3, 0]] * 4), names=HELD_OUT.names)
+    bare = replace(HELD_OUT, targets_R2=np.array([[3, 0]] * 4), bytes_R2=np.array([[6, 0]] * 4))
     built = report(held_out=bare)
     assert built["mixture"]["nll_suffix"] is None
+    assert built["mixture"]["bits_per_byte_suffix"] is None
     assert built["mixture_minus_dense"] is None
     assert built["mixture"]["nll_all"] is not None
 
