@@ -126,8 +126,8 @@ def average(dht: DHT, request: AverageRequest, tensors: Mapping[str, torch.Tenso
             f"{type(error).__name__}: {error}",
             "see that every peer runs and reaches the initial peer's address, or give more time",
         ) from error
-    indices = sorted(int(said["index"]) for said in gathered.values())
-    if indices != list(range(request.num_peers)):
+    indices = [said.get("index") if isinstance(said, dict) else None for said in gathered.values()]
+    if len(indices) != request.num_peers or set(indices) != set(range(request.num_peers)):
         raise Refused(
             "refused.averaging-group",
             f"the group was the peers {indices}, not 0 to {request.num_peers - 1}",

@@ -95,7 +95,12 @@ class Sidecar:
         while b"\n" not in self._buffer:
             self._buffer += self._read()
         line, _, self._buffer = self._buffer.partition(b"\n")
-        event = event_from_line(line)
+        try:
+            event = event_from_line(line)
+        except ValueError as error:
+            raise NotReachable(
+                "net.averaging-lost", f"the averaging sidecar said {error}", "use equal versions"
+            ) from None
         if isinstance(event, Failed):
             raise event.as_error()
         return event
