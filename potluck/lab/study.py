@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,16 @@ class TextWish:
     sources: tuple[str, ...] = ()
     """Entries of the folder, without their endings (of the demo corpus its domains); none: all."""
     without: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By entry, the tenths [from, until) of its original documents (`tenth_of`); under "", those of all others."""
+
+    def part_of(self, entry: str) -> tuple[int, int]:
+        return self.parts.get(entry, self.parts.get("", (0, 10)))
+
+
+def tenth_of(document: str) -> int:
+    """The tenth that an original document is in, by the hash of its name: its pieces, `NAME#k`, are in the same."""
+    return int(hashlib.sha256(document.split("#")[0].encode()).hexdigest(), 16) % 10
 
 
 @dataclass(frozen=True, kw_only=True)

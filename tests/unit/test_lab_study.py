@@ -8,7 +8,7 @@ import pytest
 
 from potluck.ids import RunId
 from potluck.lab.statistics import less, over_seeds
-from potluck.lab.study import ONE_SEED, Cell, Found, Searched, ended, judge, number, undecided
+from potluck.lab.study import ONE_SEED, Cell, Found, Searched, TextWish, ended, judge, number, tenth_of, undecided
 
 CELLS = (Cell(key="a", body={}), Cell(key="b", body={}))
 
@@ -69,3 +69,14 @@ def test_a_figure_is_a_finite_number_or_nothing() -> None:
     assert [number(held, *path) for path in (("a", 1, "b"), ("c", "x"), ("d",), ("e",), ("z",))] == [None] * 5
     assert found(CELLS[0], headline={"nll": 2.5}).figure("headline", "nll") == 2.5
     assert found(CELLS[0]).told("anything") is None
+
+
+def test_pieces_of_a_document_are_in_one_tenth_and_documents_in_all_of_them() -> None:
+    assert tenth_of("bible/Genesis#3") == tenth_of("bible/Genesis#17") == tenth_of("bible/Genesis")
+    assert {tenth_of(f"document {number}") for number in range(200)} == set(range(10))
+
+
+def test_a_wish_takes_the_part_that_is_named_for_an_entry_or_for_all_others_or_everything() -> None:
+    wish = TextWish(parts={"legal": (0, 3), "": (3, 10)})
+    assert (wish.part_of("legal"), wish.part_of("recipes")) == ((0, 3), (3, 10))
+    assert TextWish(parts={"legal": (0, 3)}).part_of("recipes") == (0, 10)
