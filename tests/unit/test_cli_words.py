@@ -41,7 +41,7 @@ def test_every_command_takes_json() -> None:
         assert "add_common" in source or '"--json"' in source
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "demo", "route", "export"])
+@pytest.mark.parametrize("command", ["plan", "run", "demo", "route", "export", "soup"])
 def test_help_loads_neither_torch_nor_grpc(command: str) -> None:
     code = (
         "import sys, argparse, importlib\n"
