@@ -220,8 +220,10 @@ def cost_of(spec: SmallTalkSpec) -> Cost:
 
 
 def commits_of(spec: SingleSpec | CrispSpec | SoupSpec) -> Commits:
-    """Of the model that the run trains on full rows; of a soup with its bank."""
+    """Of the model that the run trains on full rows; of a soup with its bank, or the rounds of one that is spread."""
     how = spec.training
+    if isinstance(spec, SoupSpec) and spec.spread.parts > 1:
+        return Commits(steps=spec.spread.local_steps, bytes=spec.round_bytes())
     if isinstance(spec, SoupSpec):
         cost = spec.cost()
         held = spec.full_model().num_parameters + cost.bank_parameters + cost.coefficient_parameters

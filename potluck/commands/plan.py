@@ -206,7 +206,9 @@ def _show_single(spec: SingleSpec | CrispSpec | SoupSpec, text: Mapping[str, Any
     )
     if isinstance(spec, SoupSpec):
         output.line(_bank_line(spec))
-    output.line(_commits_line(commits, how.steps, "of the model"))
+    parts = spec.spread.parts if isinstance(spec, SoupSpec) else 1
+    whose = "of the model" if parts == 1 else f"of {parts} parts together"
+    output.line(_commits_line(commits, how.steps, whose))
     output.line(f"memory: about {human_bytes(memory)} a node while it trains")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from potluck.lm.config import ModelConfig
 from potluck.lm.memory import FLOAT_BYTES, optimizer_bytes, predict_lease_bytes
 from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_spread import Spread
 from potluck.recipe import OptimizerConfig, Profile
 
 OPTIMIZER_PASSES = 7
@@ -63,6 +64,20 @@ def soup_cost(
         checkpoint_bytes=int((model.num_parameters + bank + phi) * FLOAT_BYTES * (1 + state)),
         flops=3.0 * 2 * per_step * soup.experts * model.num_parameters,
     )
+
+
+def round_bytes(
+    model: ModelConfig, soup: SoupConfig, spread: Spread, *, per_step: int, optimizer: OptimizerConfig
+) -> int:
+    """What a round of a spread soup puts on the hub: results, and the state that the next one starts from."""
+    state = optimizer_bytes(model, optimizer) / (FLOAT_BYTES * model.num_parameters)
+    common = model.num_parameters + coefficient_parameters(soup)
+    held = bank_parameters(model, soup) * (1 + state)
+    if spread.local_steps == 1:
+        held += per_step * model.num_parameters + common * (1 + state)
+    else:
+        held += spread.parts * common * (1 + state) + common * (2 if spread.outer_momentum else 1)
+    return int(FLOAT_BYTES * held)
 
 
 def soup_serving_bytes(model: ModelConfig, soup: SoupConfig) -> int:

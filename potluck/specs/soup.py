@@ -9,7 +9,7 @@ from typing import Literal
 from potluck.config import added
 from potluck.lm.config import ModelConfig
 from potluck.lm.soup_config import SoupConfig
-from potluck.lm.soup_memory import SoupCost, soup_cost
+from potluck.lm.soup_memory import SoupCost, round_bytes, soup_cost
 from potluck.lm.soup_spread import Spread
 from potluck.recipe import AdEMAMixConfig, require_shares
 from potluck.specs.partition import PartitionSpec
@@ -126,6 +126,12 @@ class SoupSpec(CommonSpec):
             optimizer=self.optimizer,
             parts=parts or self.spread.parts,
         )
+
+    def round_bytes(self) -> int:
+        """What a round puts on the hub, if it is spread."""
+        per_step = self.bank.mixtures_per_step
+        config = self.bank.config(self._domains)
+        return round_bytes(self.full_model(), config, self.spread, per_step=per_step, optimizer=self.optimizer)
 
     def _require_spread(self) -> None:
         """Refuses what tasks cannot do, or not with the bits of one node."""

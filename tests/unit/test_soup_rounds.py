@@ -101,6 +101,19 @@ def test_without_momentum_what_is_shared_becomes_the_average_of_the_parts(corpus
         torch.testing.assert_close(after[name], (gone[0] + gone[1]) / 2, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("spread", [Spread(parts=2), Spread(parts=2, local_steps=4, outer_momentum=0.9)])
+def test_a_round_puts_the_bytes_on_the_hub_that_the_spec_foretells(
+    spread: Spread, corpus: Ingested, tmp_path: Path
+) -> None:
+    """But for files' headers, and the floats between two tensors of a model."""
+    spec = soup_spec(corpus.digest, spread=spread)
+    done = Done(spec, corpus, tmp_path)
+    of_round = done.fold.tasks_named("round 2: ")
+    made = {digest for task in of_round for digest in done.fold.done[task.id].blobs.values()}
+    put = sum(done.fold.blobs.path(digest).stat().st_size for digest in made)
+    assert 0 <= put - spec.round_bytes() < 0.05 * put
+
+
 def test_the_inputs_of_two_soups_are_refused(one_node: Done, corpus: Ingested, tmp_path: Path) -> None:
     done = Done(soup_spec(corpus.digest, spread=Spread(parts=2)), corpus, tmp_path / "run")
     (task,) = done.fold.tasks_named("round 2: part 1 of 2")
