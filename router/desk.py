@@ -249,9 +249,10 @@ class Desk:
 
     async def _place_model(self, prompt: Prompt | None, loaded: Loaded, model: str) -> Placed:
         """At a model of the view's soup; without a prompt, for the model's own sake."""
+        held = self._book.current
 
         def blocking() -> Placed:
-            named = soup_model(loaded, model, self._book.current)
+            named = soup_model(loaded, model, held)
             ids = () if prompt is None else _ids_of(loaded, prompt)
             return Placed(
                 loaded=loaded, ids=ids, slot=named.slot, expert=NOT_ROUTED, mixture=named.mixture, model=named.name
