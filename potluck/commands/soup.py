@@ -16,7 +16,7 @@ from potluck.commands.soups import PublishedSoup, Specialist, by_text, by_weight
 from potluck.errors import UsageError
 from potluck.formatting import TABLE_WIDTH
 from potluck.ids import short
-from potluck.soup_names import PREFIX
+from potluck.soup_names import PREFIX, SoupName
 
 MAX_MODEL = 200
 """Characters of a name that is suggested; longer ones are for programs."""
@@ -88,7 +88,7 @@ def _list(soup: PublishedSoup, home: Home, args: argparse.Namespace, output: Out
     if len(shown) < len(lines):
         output.line(f"and {len(lines) - len(shown)} more domains (--all lists them)")
     first = [name for name, _, _ in lines[:2]]
-    weights = ",".join(f"{name}={1 / len(first):g}" for name in first)
+    weights = str(SoupName(weights=dict.fromkeys(first, 1 / len(first)))).removeprefix(PREFIX)
     ask = f"potluck soup {short(soup.info.run)}{home_option(home)}"
     steps = [f"{ask} --weights '{weights}'"] + ([f"{ask} --like FOLDER"] if soup.source.tree else [])
     output.next_step(*steps)
