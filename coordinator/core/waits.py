@@ -39,10 +39,11 @@ def _lines(state: State, run: Run) -> Iterator[str]:
         largest = max((work.wanted for work in too_large), key=lambda wanted: wanted.memory_bytes)
         most = human_bytes(max(_free_bytes(state, node) for node in here))
         yield f"{human_bytes(largest.memory_bytes)} of memory for {largest.label}: no node has more than {most} free"
-    if here and fitting:
-        yield f"a node for {_named([work.wanted.label for work in fitting])}: {_who_is_busy(state, run, here)}"
-    if not open_works:
-        yield _under_way(state, run)
+    in_hand = _in_hand(state, run)
+    if here and fitting and not in_hand:
+        yield f"a node for {_named([work.wanted.label for work in fitting])}: {_who_is_busy(state, here)}"
+    if in_hand or not open_works:
+        yield _under_way(state, in_hand)
 
 
 def _missing_nodes(state: State) -> Iterator[str]:
@@ -91,7 +92,7 @@ def _free_bytes(state: State, node: NodeId) -> int:
     return facts.free_memory_bytes if facts is not None else 0
 
 
-def _who_is_busy(state: State, run: Run, here: list[NodeId]) -> str:
+def _who_is_busy(state: State, here: list[NodeId]) -> str:
     leases = {node: state.durable.leases_of(node) for node in here}
     idle = [node for node in here if not leases[node]]
     if idle:
@@ -99,7 +100,7 @@ def _who_is_busy(state: State, run: Run, here: list[NodeId]) -> str:
     held: dict[str, int] = {}
     for node in here:
         holder = state.durable.runs.get(leases[node][0].run)
-        whose = "this run" if holder is run else f"run {holder.name}" if holder is not None else "another run"
+        whose = f"run {holder.name}" if holder is not None else "another run"
         held[whose] = held.get(whose, 0) + 1
     busy = ", ".join(f"{count} with {whose}" for whose, count in held.items())
     return f"all are busy, {busy}"
@@ -111,10 +112,14 @@ def _failure(state: State, work: Lineage | Task, settings: CoreSettings) -> str:
     return f"another attempt at {work.wanted.label}: [{last.error_id}] on {_name(state, last.node)}, {tries}"
 
 
-def _under_way(state: State, run: Run) -> str:
+def _in_hand(state: State, run: Run) -> list[tuple[Lineage | Task, Lease]]:
+    """The run's work that some node has."""
     works: list[Lineage | Task] = [state.durable.lineages[lineage] for lineage in run.lineages]
     works += [state.durable.tasks[task] for task in run.open_tasks]
-    held = [(work, state.durable.leases[next(iter(work.leases))]) for work in works if work.leases]
+    return [(work, state.durable.leases[next(iter(work.leases))]) for work in works if work.leases]
+
+
+def _under_way(state: State, held: list[tuple[Lineage | Task, Lease]]) -> str:
     if not held:
         return "the coordinator to see what comes next"
     timed = [(_left_ms(state, work, lease), work, lease) for work, lease in held]

@@ -51,10 +51,10 @@ def test_work_too_large_for_every_node_is_named_with_both_numbers(bench: Bench) 
     bench.open(A)
     bench.plan(lineage(memory=3_100_000_000), task("small"))
     bench.ask(A, free_memory_bytes=2_000_000_000)
-    assert waits(bench) == ("3.1 GB of memory for expert l0: no node has more than 2.0 GB free",)
+    assert waits(bench)[0] == "3.1 GB of memory for expert l0: no node has more than 2.0 GB free"
 
 
-def test_where_every_node_is_busy_it_says_with_which_run(bench: Bench) -> None:
+def test_where_every_node_is_busy_with_others_it_says_with_which_run_and_else_what_is_in_hand(bench: Bench) -> None:
     bench.submit(OTHER)
     bench.plan(lineage("l0"), lineage("l1"), lineage("l2"), run=OTHER)
     for node in (A, B):
@@ -62,7 +62,7 @@ def test_where_every_node_is_busy_it_says_with_which_run(bench: Bench) -> None:
         bench.ask(node)
     bench.plan(task("score 1"), task("score 2"))
     assert waits(bench) == ("a node for score 1, score 2: all are busy, 2 with run run-2",)
-    assert waits(bench, OTHER) == ("a node for expert l2: all are busy, 2 with this run",)
+    assert waits(bench, OTHER) == ("expert l0 (on node-a), expert l1 (on node-b)",)
 
 
 def test_a_node_that_is_idle_and_does_not_ask_is_named(bench: Bench) -> None:
