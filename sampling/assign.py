@@ -6,12 +6,14 @@ room. Ties go to the lower expert, then the lower row.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from potluck.errors import SpecError
 
 
-def balanced_assignment(columns: np.ndarray) -> np.ndarray:
+def balanced_assignment(columns: np.ndarray, *, visit: Literal["sorted", "stream"] = "sorted") -> np.ndarray:
     """Assigns every row to an expert, each expert getting exactly count / E rows.
 
     Runs in E phases, one for each expert that fills up: within a phase the set of open experts is
@@ -19,6 +21,7 @@ def balanced_assignment(columns: np.ndarray) -> np.ndarray:
 
     Args:
         columns: uint16 [count, E], prefix NLL in nats per token x 4096; lower is better.
+        visit: `stream` takes rows as they come, the failure case of the paper's figure 1: a control.
 
     Returns:
         uint16 [count], the expert of each row.
@@ -29,7 +32,7 @@ def balanced_assignment(columns: np.ndarray) -> np.ndarray:
     count, experts = columns.shape
     if experts < 1 or count % experts:
         raise SpecError("spec.bad-value", f"{count} rows for {experts} experts", "give a multiple of the experts")
-    order = np.argsort(columns.min(axis=1), kind="stable")
+    order = np.argsort(columns.min(axis=1), kind="stable") if visit == "sorted" else np.arange(count)
     return fill_in_order(columns, order, np.full(experts, count // experts, dtype=np.int64))
 
 

@@ -18,7 +18,7 @@ from coordinator.plans.smalltalk_models import (
     want_random_split,
 )
 from coordinator.plans.smalltalk_recipes import Recipes
-from coordinator.plans.smalltalk_report import Contest, run_figures, want_report
+from coordinator.plans.smalltalk_report import Contest, run_figures, want_prefixes, want_report
 from coordinator.plans.smalltalk_routing import Routers, Scene, want_routers
 from coordinator.plans.smalltalk_search import choose_dense, choose_experts, dense_cells, expert_cells
 from coordinator.plans.smalltalk_sizes import Sizes
@@ -66,10 +66,12 @@ def _train(scene: Scene) -> Wanted:
     probed = _want_publications(scene, contest)
     publish = tuple(probe.publication for probe in probed if probe.publication is not None)
     report = want_report(scene, contest, sorter, routers.purity)
-    if report is None or not all(probe.is_complete for probe in probed):
+    prefixes = want_prefixes(scene, contest, sorter)
+    if report is None or prefixes is None or not all(probe.is_complete for probe in probed):
         stage = with_refusals(waiting or _models_stage(scene, contest), probed)
         return wishes.wanted(stage, publish=publish, serving_json=serving)
-    finished = Finished(report=report.blobs["report"], figures=run_figures(scene, contest, report, routers.purity))
+    figures = run_figures(scene, contest, report, prefixes, routers.purity)
+    finished = Finished(report=report.blobs["report"], figures=figures)
     return wishes.wanted(last_stage(probed), publish=publish, outcome=finished, serving_json=serving)
 
 

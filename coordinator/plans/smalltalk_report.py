@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.core.values import Figures, TaskResult
 from coordinator.plans.held_out import EVAL_RANK
-from coordinator.plans.smalltalk_routing import Scene
+from coordinator.plans.smalltalk_routing import Scene, want_score
 from coordinator.plans.smalltalk_search import (
     Chosen,
     compare_params,
@@ -14,10 +15,10 @@ from coordinator.plans.smalltalk_search import (
     want_held_out_columns,
 )
 from coordinator.plans.smalltalk_sizes import Cell
-from coordinator.plans.smalltalk_sorting import Sorter
+from coordinator.plans.smalltalk_sorting import FrozenRouters, Sorter
 from coordinator.plans.trainings import Training
 from potluck.config import to_mapping
-from potluck.ids import Json
+from potluck.ids import Digest, Json
 from potluck.lm.optim.horizon import optimizer_facts
 
 
@@ -37,17 +38,49 @@ class Contest:
 def want_report(
     scene: Scene, contest: Contest, sorter: Sorter | None, purity: tuple[Figures | None, ...]
 ) -> TaskResult | None:
-    """The comparison on test rows, once all it compares is there. Each part starts as early as it can."""
+    """The comparison on test rows, once all it compares is there."""
     columns = want_held_out_columns(scene, sorter, "test") if sorter is not None else None
+    rounds = [figures for figures in purity if figures is not None]
+    if len(rounds) < len(purity):
+        columns = None
+    return _want_compare(scene, contest, columns, facts_of(scene, contest, rounds), "compare on test rows")
+
+
+def want_prefixes(scene: Scene, contest: Contest, sorter: Sorter | None) -> dict[str, TaskResult] | None:
+    """The same by prefix, had the routers seen so many tokens of each test row; None until all are there."""
+    found: dict[str, TaskResult] = {}
+    for prefix in scene.spec.controls.prefixes:
+        columns: dict[str, Digest] = {}
+        for index, weights in enumerate(sorter.weights if isinstance(sorter, FrozenRouters) else ()):
+            scored = want_score(
+                scene,
+                weights,
+                split="test",
+                start=0,
+                count=scene.text.test_rows,
+                label=f"score the test rows' first {prefix} tokens with router {index}",
+                rank=EVAL_RANK,
+                prefix=prefix,
+            )
+            if scored is not None:
+                columns[f"column-{index:03d}"] = scored.blobs["column"]
+        whole = columns if len(columns) == scene.spec.experts.num else None
+        compared = _want_compare(scene, contest, whole, {}, f"compare on test rows routed by {prefix} tokens")
+        if compared is not None:
+            found[str(prefix)] = compared
+    return found if len(found) == len(scene.spec.controls.prefixes) else None
+
+
+def _want_compare(
+    scene: Scene, contest: Contest, columns: dict[str, Digest] | None, facts: dict[str, Json], label: str
+) -> TaskResult | None:
+    """Each part starts as early as it can."""
     experts = held_out_inputs("expert", [scene.examiner.nll(training, "test") for training in contest.experts])
     randoms = held_out_inputs(
         "random_split", [scene.examiner.nll(training, "test") for training in contest.random_split]
     )
     dense = scene.examiner.nll(contest.dense, "test") if contest.dense is not None else None
     if columns is None or experts is None or randoms is None or (contest.dense is not None and dense is None):
-        return None
-    rounds = [figures for figures in purity if figures is not None]
-    if len(rounds) < len(purity):
         return None
     groups: dict[str, Json] = {
         "mixture": list(experts),
@@ -59,9 +92,9 @@ def want_report(
         inputs["dense"] = dense.blobs["nll"]
     return scene.wishes.task(
         "eval",
-        {**compare_params(scene, "test"), "facts": facts_of(scene, contest, rounds), "groups": groups},
+        {**compare_params(scene, "test"), "facts": facts, "groups": groups},
         inputs,
-        label="compare on test rows",
+        label=label,
         rank=EVAL_RANK,
     )
 
@@ -116,8 +149,15 @@ def facts_of(scene: Scene, contest: Contest, purity: list[Figures]) -> dict[str,
     }
 
 
-def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tuple[Figures | None, ...]) -> Figures:
-    """What stays of a finished run beside its report: the headline, loss curves by label, purity by round, a search."""
+def run_figures(
+    scene: Scene,
+    contest: Contest,
+    report: TaskResult,
+    prefixes: Mapping[str, TaskResult],
+    purity: tuple[Figures | None, ...],
+) -> Figures:
+    """What stays of a finished run beside its report: the headline, also of shorter prefixes, loss curves by label,
+    purity by round, a search."""
     shown = [*contest.experts, *contest.random_split]
     if contest.dense is not None:
         shown.append(contest.dense)
@@ -130,6 +170,8 @@ def run_figures(scene: Scene, contest: Contest, report: TaskResult, purity: tupl
         "purity": [figures.get("purity") for figures in purity if figures is not None],
         "made": scene.examiner.made(_named(contest)),
     }
+    if prefixes:
+        figures["prefixes"] = {prefix: dict(compared.figures) for prefix, compared in prefixes.items()}
     if scene.spec.search.mode == "grid":
         figures["search"] = {"experts": contest.expert_search.table, "dense": contest.dense_search.table}
     return figures

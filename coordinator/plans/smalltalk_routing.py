@@ -91,9 +91,14 @@ def want_routers(scene: Scene) -> Routers:
 
 
 def want_score(
-    scene: Scene, weights: Digest, *, split: str, start: int, count: int, label: str, rank: int
+    scene: Scene, weights: Digest, *, split: str, start: int, count: int, label: str, rank: int, prefix: int = 0
 ) -> TaskResult | None:
-    """One router's column of scores. Rows of the held-out splits go in order, and know no key."""
+    """One router's column of scores. Rows of the held-out splits go in order, and know no key.
+
+    Args:
+        prefix: tokens that are seen, if not those of the text's own prefix.
+    """
+    shortened: dict[str, Json] = {"prefix_length": prefix} if prefix else {}
     return scene.wishes.task(
         "score",
         {
@@ -102,6 +107,7 @@ def want_score(
             "start": start,
             "count": count,
             **scene.router_params,
+            **shortened,
         },
         {"weights": weights, "tokens_manifest": scene.text.tokens},
         label=label,
@@ -138,7 +144,7 @@ def want_assignment(scene: Scene, columns: Mapping[str, Digest], count: int, *, 
         return None
     assigned = scene.wishes.task(
         "assign",
-        {"rule": "sorted_greedy", "num_experts": num_experts, "count": count},
+        {"rule": f"{scene.spec.routers.assignment}_greedy", "num_experts": num_experts, "count": count},
         columns,
         label=label,
         rank=rank,

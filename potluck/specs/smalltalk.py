@@ -26,6 +26,9 @@ class RouterSpec:
     learning_rate: float = 3e-3
     warmup_fraction: float = 0.05
     score_batch: int = 16
+    assignment: Literal["sorted", "stream"] = added("sorted")
+    """How balanced assignment visits the rows of a chunk: the most confidently modelled first, or, as a control, as
+    they come."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "routers.rounds", self.rounds, "1 or more")
@@ -90,6 +93,8 @@ class DenseSpec:
 class ControlSpec:
     random_split: Literal["none", "one", "all"] = "one"
     """Experts on random equal shares: exchangeable, so one may stand for all."""
+    prefixes: tuple[int, ...] = added(())
+    """Shorter prefixes that test rows are routed by too; what is compared stays the text after the whole prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +147,18 @@ class SmallTalkSpec(CommonSpec):
         for batch in batches:
             require_shares(batch, self.profile)
         self._check_memory(batches[1:])
+        self._check_routing()
         for batch in self.search.expert_batch if self.search.mode == "grid" else ():
             step = self.experts.num * batch
             ok = self.experts.chunk_sequences % step == 0
             require(ok, "search.expert_batch", batch, f"{step} must divide experts.chunk_sequences")
+
+    def _check_routing(self) -> None:
+        assignment, prefixes, whole = self.routers.assignment, self.controls.prefixes, self.text.prefix_length
+        require(self.has_routers or assignment == "sorted", "routers.assignment", assignment, "sorted without routers")
+        require(self.has_routers or not prefixes, "controls.prefixes", list(prefixes), "none without routers")
+        for prefix in prefixes:
+            require(2 <= prefix < whole, "controls.prefixes", prefix, f"2 to {whole - 1}, below text.prefix_length")
 
     def _check_memory(self, batches: list[int]) -> None:
         if self.memory_mib and self.experts.model.hidden and self.routers.model.hidden:

@@ -258,7 +258,14 @@ def test_an_assignment_comes_with_its_shares(bench: Bench) -> None:
     figures: Any = done.figures
     assert figures["shares"] == [count // 2, count // 2]
     assert figures["mean_best_nll"] <= figures["mean_nll"]
-    assert load_array(done.files["assignment"]).dtype == np.dtype("<u2")
+    assignment = load_array(done.files["assignment"])
+    assert assignment.dtype == np.dtype("<u2")
+    as_they_come = bench.output("assign", {**params, "rule": "stream_greedy"}, columns)
+    late = load_array(as_they_come.files["assignment"])
+    assert np.bincount(late).tolist() == [count // 2, count // 2]
+    scores = np.stack([load_array(o.files["column"]) for o in outputs], axis=1).astype(np.int64)
+    first = scores[: count // 4]
+    assert late[: count // 4].tolist() == first.argmin(axis=1).tolist(), "who comes early has the choice"
 
 
 def test_the_comparison_reads_columns_and_nll_of_all_models(bench: Bench) -> None:

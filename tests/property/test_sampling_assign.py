@@ -11,12 +11,12 @@ from potluck.errors import SpecError
 from sampling.assign import balanced_assignment
 
 
-def naive_assignment(columns: np.ndarray) -> list[int]:
+def naive_assignment(columns: np.ndarray, *, in_stream_order: bool = False) -> list[int]:
     """Word for word: visit rows by best score (ties: lower row), best expert with room (ties: lower)."""
     count, experts = columns.shape
     room = [count // experts] * experts
     result = [-1] * count
-    for row in sorted(range(count), key=lambda n: (min(columns[n]), n)):
+    for row in range(count) if in_stream_order else sorted(range(count), key=lambda n: (min(columns[n]), n)):
         for expert in sorted(range(experts), key=lambda e: (columns[row][e], e)):
             if room[expert]:
                 room[expert] -= 1
@@ -33,6 +33,8 @@ def test_it_is_the_greedy_rule_ties_included(data: st.DataObject, experts: int, 
     if data.draw(st.booleans()):
         columns[:, 0] //= 2  # one expert wanted by all
     assert balanced_assignment(columns).tolist() == naive_assignment(columns)
+    as_they_come = balanced_assignment(columns, visit="stream")
+    assert as_they_come.tolist() == naive_assignment(columns, in_stream_order=True)
 
 
 @given(experts=st.integers(1, 16), share=st.integers(1, 200), seed=st.integers(0, 2**32))

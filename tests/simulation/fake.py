@@ -30,6 +30,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "collect": ("tokens",),
     "score": ("column",),
     "sorted_greedy": ("assignment",),
+    "stream_greedy": ("assignment",),
     "nll": ("nll",),
     "compare": ("report",),
     "contest": ("report",),

@@ -16,6 +16,7 @@ from coordinator.core.values import (
     Finished,
 )
 from coordinator.plans.smalltalk_sizes import Cell, Sizes
+from potluck.errors import SpecError
 from potluck.ids import Digest, LineageId, TaskId
 from potluck.lm.flops import forward_flops, train_flops
 from potluck.recipe import Recipe, Segment
@@ -187,6 +188,47 @@ def test_the_random_split_shares_its_init_with_the_experts_and_nothing_else_does
     seeds = {(recipe.role, recipe.index): recipe.init_seed for recipe in recipes}
     assert seeds["random_split", 1] == seeds["expert", 1] != seeds["expert", 0]
     assert len(set(seeds.values())) == 5
+
+
+def test_shorter_prefixes_route_the_same_test_rows_and_compare_the_same_targets() -> None:
+    plain, fold = Fold(spec_with()), Fold(spec_with(controls=ControlSpec(prefixes=(4, 2))))
+    plain.run()
+    wanted = fold.run()
+    assert isinstance(wanted.outcome, Finished)
+    figures: Any = wanted.outcome.figures
+    assert set(figures["prefixes"]) == {"4", "2"}
+    assert set(fold.seen_lineages) == set(plain.seen_lineages)
+    new = [json.loads(task.params_json) | {"kind": task.kind} for key, task in fold.seen_tasks.items()]
+    new = [params for key, params in zip(fold.seen_tasks, new, strict=True) if key not in plain.seen_tasks]
+    scores = [params for params in new if params["kind"] == "score"]
+    assert sorted(params["prefix_length"] for params in scores) == [2, 2, 4, 4]
+    assert {(params["split"], params["start"], params["count"]) for params in scores} == {("test", 0, 70)}
+    compares = [params for params in new if params.get("what") == "compare" and not params["facts"]]
+    assert [params["prefix_length"] for params in compares] == [8, 8]
+
+
+def test_assignment_in_stream_order_is_another_rule_and_makes_other_routers_and_experts() -> None:
+    plain, fold = Fold(spec_with()), Fold(spec_with(routers=replace(spec_with().routers, assignment="stream")))
+    plain.run()
+    fold.run()
+    rules = {json.loads(task.params_json)["rule"] for task in fold.seen_tasks.values() if task.kind == "assign"}
+    assert rules == {"stream_greedy"}
+    shared = {fold.seen_lineages[key].label for key in set(fold.seen_lineages) & set(plain.seen_lineages)}
+    assert shared == {"dense twin", "random split 0"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"controls": ControlSpec(prefixes=(8,))}, "controls.prefixes"),
+        ({"controls": ControlSpec(prefixes=(1,))}, "controls.prefixes"),
+        ({"controls": ControlSpec(prefixes=(4,)), "partition_by": "source"}, "controls.prefixes"),
+        ({"routers": RouterSpec(chunk_sequences=64, assignment="stream"), "partition_by": "source"}, "assignment"),
+    ],
+)
+def test_controls_of_routing_need_routers_and_a_shorter_prefix(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(SpecError, match=key):
+        spec_with(**changes)
 
 
 def test_a_run_without_opponents_still_ends() -> None:
