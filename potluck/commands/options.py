@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from potluck.commands.home import DEFAULT_ROOT
+from potluck.errors import UsageError
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -34,3 +36,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", nargs="?", default="", metavar="RUN", help="id, start of an id, or name (default: newest)"
     )
+
+
+def require_writable(out: Path) -> None:
+    """Before anything is trained: the table is written at the end.
+
+    Raises:
+        UsageError: ``usage.bad-out``.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        fix = "name a folder that can be written"
+        raise UsageError("usage.bad-out", f"--out {out}: {error.strerror}", fix) from None

@@ -69,8 +69,13 @@ def send_texts(home: Home, spec_path: Path, file: RunFile, data: Path, output: O
         digests["target"] = _send_target(home, spec_path, file, draft, output)
     if file.encoder:
         digests["encoder"] = _send_encoder(home, spec_path, file, output)
-    told = ingest(data, _scratch(home, "ingest", spec_path), seed=draft.seed, output=output)
-    return {**digests, "corpus": _put(home, told, output)}
+    corpus = send_corpus(home, data, _scratch(home, "ingest", spec_path), seed=draft.seed, output=output)
+    return {**digests, "corpus": corpus}
+
+
+def send_corpus(home: Home, data: Path, folder: Path, *, seed: int, output: Output, is_target: bool = False) -> Digest:
+    """Puts a text into the coordinator's store, by way of a folder for its shards; its manifest's digest."""
+    return _put(home, ingest(data, folder, seed=seed, output=output, is_target=is_target), output)
 
 
 def _send_target(home: Home, spec_path: Path, file: RunFile, draft: RunSpec, output: Output) -> Digest:

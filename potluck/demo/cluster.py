@@ -1,4 +1,4 @@
-"""The demo's daemons: one coordinator, four expert nodes, one router, each a process in its own session."""
+"""A whole cluster on this machine: coordinator, expert nodes, perhaps a router, each a process in its own session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_BASES = 50
 PORTS_OF_A_BASE = 5
 
 
-def start_cluster(home: Home, output: Output) -> None:
+def start_cluster(home: Home, output: Output, *, nodes: int = NUM_NODES, with_router: bool = True) -> None:
     """Starts what does not run yet. What stops half-way is finished by the next call.
 
     Raises:
@@ -31,11 +31,11 @@ def start_cluster(home: Home, output: Output) -> None:
     if running(home.coordinator) is None:
         with output.timed("starting the coordinator"):
             start("coordinator", home.coordinator, ["--host", HOST, "--port", str(port)], own_session=True)
-    for index in range(1, NUM_NODES + 1):
+    for index in range(1, nodes + 1):
         if running(home.node(index)) is None:
             arguments = ["--name", f"node-{index}"]
             start_member("expert_node", home.node(index), arguments, join="", home=home, detach=True, output=output)
-    if running(home.router) is None:
+    if with_router and running(home.router) is None:
         arguments = ["--host", HOST, "--port", str(port + 3), "--name", "router"]
         start_member("router", home.router, arguments, join="", home=home, detach=True, output=output)
 
