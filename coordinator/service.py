@@ -18,7 +18,7 @@ from coordinator import wire
 from coordinator.collector import hold
 from coordinator.core import queries
 from coordinator.core.effects import CommitAccepted, TaskAccepted
-from coordinator.core.events import LeaseRenewed, SessionClosed
+from coordinator.core.events import LeaseRenewed, SessionClosed, WorkAsked
 from coordinator.core.state import State
 from coordinator.home import Ports
 from coordinator.recording import Recording
@@ -79,7 +79,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         event = wire.lease_requested(request, node, self._runtime.now_ms())
         # Of hundreds of digests a request may name, the journal keeps those that can steer a grant.
         event = replace(event, held=tuple(digest for digest in event.held if digest in useful), host=host)
-        return wire.lease_response(await self._runtime.submit(event))
+        return wire.lease_response(await self._runtime.submit(WorkAsked(now_ms=event.now_ms, asked=event)))
 
     async def RenewLease(self, request: node_pb2.RenewLeaseRequest, context: Context) -> node_pb2.RenewLeaseResponse:
         now_ms, node = self._runtime.now_ms(), caller(context).node_id

@@ -290,6 +290,16 @@ class ServingReported:
     slots: tuple[ServingReport, ...] = field(default=())
 
 
-EphemeralEvent = TimePassed | SessionOpened | SessionClosed | HeartbeatReceived | LeaseRenewed | ServingReported
+@dataclass(frozen=True, kw_only=True)
+class WorkAsked:
+    """A node asks for work. It becomes the fact `asked` only if it gets some, or says of itself what is news."""
+
+    now_ms: int
+    asked: LeaseRequested
+
+
+EphemeralEvent = (
+    TimePassed | SessionOpened | SessionClosed | HeartbeatReceived | LeaseRenewed | ServingReported | WorkAsked
+)
 
 Event = DurableEvent | EphemeralEvent

@@ -10,19 +10,22 @@ from coordinator.core.effects import (
     Done,
     Effect,
     NothingToDo,
+    Record,
     Reply,
     TaskGranted,
     TrainGranted,
 )
-from coordinator.core.events import LeaseLapsed, LeaseRequested, LeaseReturned
+from coordinator.core.events import LeaseLapsed, LeaseRequested, LeaseReturned, WorkAsked
 from coordinator.core.liveness import hear
-from coordinator.core.policy import Ask, ChosenLineage, ChosenTask, NothingFits
+from coordinator.core.policy import Ask, Choice, ChosenLineage, ChosenTask, NothingFits, waiting
 from coordinator.core.release import release
 from coordinator.core.requests import fingerprint, forget_requests, keep_answer, kept_answer, last_request_id
 from coordinator.core.runs import end_run
 from coordinator.core.spares import choose_or_help
 from coordinator.core.state import (
     MAX_HOLDERS,
+    DurableState,
+    Kept,
     Lineage,
     NodeFacts,
     State,
@@ -35,6 +38,26 @@ from coordinator.core.values import Failed, Running
 from potluck.ids import NO_DIGEST, Fence, LineageId, RunId, TaskId
 
 MAX_PAST_BOOTS = 8
+MEMORY_NEWS = 8
+"""Free memory is never twice the same; a change by less than one part in so many is no news."""
+
+
+def on_work_asked(state: State, event: WorkAsked) -> list[Effect]:
+    """Answers "nothing" without a trace where the request changes nothing; else asks for it to be recorded."""
+    asked, durable = event.asked, state.durable
+    mark = fingerprint(asked.boot_id)
+    kept = kept_answer(durable, asked.node, "lease", asked.request_id, mark)
+    answer = kept or _denial(state, asked) or _answer_in_vain(state, asked, mark)
+    if answer is not None:
+        return [Reply(answer=answer)]
+    choice = _choice(state, asked)
+    if not isinstance(choice, NothingFits) or _is_news(durable, asked):
+        return [Record(event=asked)]
+    nothing = NothingToDo(reason=choice.reason)
+    hear(state, asked.node, event.now_ms)
+    state.ephemeral.in_vain[asked.node] = Kept(request_id=asked.request_id, fingerprint=mark, answer=nothing)
+    _call_later(state, asked)
+    return [Reply(answer=nothing)]
 
 
 def on_lease_requested(state: State, event: LeaseRequested) -> list[Effect]:
@@ -53,8 +76,9 @@ def on_lease_requested(state: State, event: LeaseRequested) -> list[Effect]:
         release(state, lease, event.now_ms)
     answer = _grant(state, event)
     keep_answer(durable, event.node, "lease", event.request_id, mark, answer)
+    state.ephemeral.in_vain.pop(event.node, None)
     if isinstance(answer, NothingToDo):
-        state.ephemeral.idle[event.node] = event.now_ms - state.settings.wake_again_ms
+        _call_later(state, event)
     else:
         state.ephemeral.idle.pop(event.node, None)
     return [Reply(answer=answer)]
@@ -95,8 +119,42 @@ def _denial(state: State, event: LeaseRequested) -> Denied | None:
         return Denied(error_id="refused.old-process", reason=f"node {event.node} has a newer process")
     last = last_request_id(durable, event.node, "lease")
     if event.boot_id == facts.boot_id and event.request_id < last:
-        return Denied(error_id="refused.stale-request", reason=f"request {event.request_id} is older than {last}")
+        return _stale(event.request_id, last)
     return None
+
+
+def _answer_in_vain(state: State, event: LeaseRequested, mark: str) -> Answer | None:
+    """What this process said to a request that left no row: the same to the same one, no to an older one."""
+    kept = state.ephemeral.in_vain.get(event.node)
+    if kept is None or kept.fingerprint != mark or event.request_id > kept.request_id:
+        return None
+    if event.request_id == kept.request_id:
+        return kept.answer
+    return _stale(event.request_id, kept.request_id)
+
+
+def _stale(request_id: int, last: int) -> Denied:
+    return Denied(error_id="refused.stale-request", reason=f"request {request_id} is older than {last}")
+
+
+def _is_news(durable: DurableState, event: LeaseRequested) -> bool:
+    """Whether a request that gets nothing must be remembered: it ends a lease, or steers when the node is called."""
+    facts = durable.nodes.get(event.node)
+    if facts is None or durable.leases_of(event.node):
+        return True
+    if (facts.boot_id, facts.held, facts.host) != (event.boot_id, event.held, event.host):
+        return True
+    before, now = facts.free_memory_bytes, event.free_memory_bytes
+    if abs(now - before) * MEMORY_NEWS > before:
+        return True
+    # Or the node would be called again and again for what it has no room for.
+    return now < before and any(
+        now < work.wanted.memory_bytes <= before for run in durable.at_work() for work in waiting(durable, run)
+    )
+
+
+def _call_later(state: State, event: LeaseRequested) -> None:
+    state.ephemeral.idle[event.node] = event.now_ms - state.settings.wake_again_ms
 
 
 def _note_node(state: State, event: LeaseRequested) -> None:
@@ -117,12 +175,12 @@ def _note_node(state: State, event: LeaseRequested) -> None:
     )
 
 
-def _grant(state: State, event: LeaseRequested) -> Answer:
+def _choice(state: State, event: LeaseRequested) -> Choice:
     durable = state.durable
     if durable.draining:
-        return NothingToDo(reason="the coordinator is draining")
+        return NothingFits(reason="the coordinator is draining")
     if durable.is_drained(event.node):
-        return NothingToDo(reason="this node is drained; `potluck drain --undo` gives it work again")
+        return NothingFits(reason="this node is drained; `potluck drain --undo` gives it work again")
     ask = Ask(
         node=event.node,
         free_memory_bytes=event.free_memory_bytes,
@@ -130,7 +188,11 @@ def _grant(state: State, event: LeaseRequested) -> Answer:
         now_ms=event.now_ms,
         host=event.host,
     )
-    choice = choose_or_help(durable, ask, state.settings)
+    return choose_or_help(durable, ask, state.settings)
+
+
+def _grant(state: State, event: LeaseRequested) -> Answer:
+    choice = _choice(state, event)
     match choice:
         case NothingFits(reason=reason):
             return NothingToDo(reason=reason)

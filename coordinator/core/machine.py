@@ -37,8 +37,9 @@ from coordinator.core.events import (
     SessionOpened,
     TaskCompleted,
     TimePassed,
+    WorkAsked,
 )
-from coordinator.core.leases import on_lease_lapsed, on_lease_requested, on_lease_returned
+from coordinator.core.leases import on_lease_lapsed, on_lease_requested, on_lease_returned, on_work_asked
 from coordinator.core.liveness import (
     on_heartbeat_received,
     on_lease_renewed,
@@ -183,6 +184,8 @@ class Machine:
                 return on_lease_renewed(self.state, event)
             case ServingReported():
                 return on_serving_reported(self.state, event)
+            case WorkAsked():
+                return on_work_asked(self.state, event)
             case _:
                 assert_never(event)
 

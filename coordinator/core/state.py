@@ -306,6 +306,8 @@ class EphemeralState:
     """Leases that ended lately: their holders may not know."""
     idle: dict[NodeId, int] = field(default_factory=dict)
     """Nodes told that there is nothing to do -> when they were last woken since."""
+    in_vain: dict[NodeId, Kept] = field(default_factory=dict)
+    """Node -> its last request that changed nothing and left no row, with the answer "nothing"."""
     router_addresses: dict[NodeId, str] = field(default_factory=dict)
     serving: dict[NodeId, tuple[ServingReport, ...]] = field(default_factory=dict)
     assigned: dict[NodeId, dict[tuple[RunId, str], None]] = field(default_factory=dict)
@@ -322,6 +324,7 @@ class EphemeralState:
             self.suspects,
             self.heartbeats,
             self.idle,
+            self.in_vain,
             self.router_addresses,
             self.serving,
             self.assigned,
