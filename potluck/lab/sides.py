@@ -94,10 +94,20 @@ def by_seed(found: Mapping[int, Found], *path: str | int, blown_up: float | None
     return {seed: figure for seed, figure in told.items() if figure is not None}
 
 
+def ended_by_seed(cells: Mapping[int, Cell], found: Mapping[str, Found]) -> dict[int, Found]:
+    """What came of each seed's cell, as far as it is there."""
+    return {seed: found[cell.key] for seed, cell in cells.items() if cell.key in found}
+
+
+def minus(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    """Of each seed that both have."""
+    return {seed: first[seed] - second[seed] for seed in sorted(set(first) & set(second))}
+
+
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """First minus second over the seeds that both have; None if there is none."""
-    seeds = sorted(set(first) & set(second))
-    return over_seeds([first[seed] - second[seed] for seed in seeds]) if seeds else None
+    differences = minus(first, second)
+    return over_seeds(list(differences.values())) if differences else None
 
 
 def rows(columns: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from potluck.lab.study import Budget, Cell, Found, Judgement, Study
+from potluck.lm.config import PRESETS
 from potluck.specs.run import UNKNOWN_DIGEST, RunFile, RunSpec, parse_run_file
 
 MAX_TURNS = 20
@@ -59,6 +60,16 @@ def spec_of(cell: Cell) -> RunSpec:
 
 def digest_of(*what: object) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def model_of(weights: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as `made` has it, of a cell's text and preset."""
+    shape = asdict(PRESETS[body["model"]["preset"]])
+    text = body["text"]
+    return {
+        "weights": weights,
+        "model": {"vocab": text["vocab_size"], "context": text["sequence_length"] + 1, **shape},
+    }
 
 
 def claim(judgements: tuple[Judgement, ...], number: str) -> Judgement:

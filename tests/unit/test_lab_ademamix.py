@@ -12,15 +12,11 @@ from potluck.lab.judging import step_equivalent
 from potluck.lab.studies.ademamix import AdEMAMixStudy
 from potluck.lab.studies.ademamix_cells import DESIGNS
 from potluck.lab.study import Budget, BudgetName, Cell, Found
-from potluck.lm.config import PRESETS
-from potluck.specs.sections import ModelShape
-from tests.unit.lab_world import Ended, claim, digest_of, play, spec_of
+from tests.unit.lab_world import Ended, claim, digest_of, model_of, play, spec_of
 
 STUDY = AdEMAMixStudy()
 STANDARD = STUDY.budget("standard")
 QUICK = STUDY.budget("quick")
-SHAPE = PRESETS["0.04M"]
-MODEL = ModelShape(hidden=SHAPE.hidden, layers=SHAPE.layers, heads=SHAPE.heads, ffn=SHAPE.ffn)
 
 
 def nll(body: Mapping[str, Any], gain: float) -> float:
@@ -44,9 +40,7 @@ def world(gain: float, *, forgets: float = 0.05, tiny_test: float = 0.05, fails:
         if body["method"] == "contest":
             return _contest(body, forgets)
         names = ("model",) if body["method"] == "single" else ("specialist", "generalist")
-        shape = {name: getattr(MODEL, name) for name in ("hidden", "layers", "heads", "ffn")}
-        config = {"vocab": 1024, "context": body["text"]["sequence_length"] + 1, **shape}
-        models = {name: {"weights": digest_of(cell.key, name), "model": config} for name in names}
+        models = {name: model_of(digest_of(cell.key, name), body) for name in names}
         made = {"tokens": digest_of(cell.data, body["seed"]), "models": models}
         if body["method"] == "crisp":
             return Ended(results={"made": made})

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from potluck.lab.judging import chain, chosen, decide, step_equivalent
-from potluck.lab.sides import TEST_NLL, by_seed, made, paired, rows
+from potluck.lab.sides import TEST_NLL, by_seed, ended_by_seed, made, paired, rows
 from potluck.lab.statistics import Verdict, less, over_seeds, within
 from potluck.lab.studies.ademamix_cells import ADAMW, ADEMAMIX, LEFT_SOURCE, TARGET_SOURCE, Design
 from potluck.lab.study import Cell, Found, Judgement, judge, undecided
@@ -46,7 +46,7 @@ def claims(design: Design, found: Mapping[str, Found]) -> tuple[Judgement, ...]:
 def _equality(design: Design, found: Mapping[str, Found]) -> Judgement:
     rate = design.adamw.best(found)
     cells = {seed: design.without_alpha(rate, seed) for seed in design.seeds} if rate is not None else {}
-    ours, theirs = _ended(cells, found), design.adamw.at_best(found)
+    ours, theirs = ended_by_seed(cells, found), design.adamw.at_best(found)
     first, second = _tests(ours), _tests(theirs)
     estimate = paired(first, second)
     same = {seed: float(made(ours[seed], "model") == made(theirs[seed], "model")) for seed in first if seed in second}
@@ -178,8 +178,8 @@ def _switches(design: Design, found: Mapping[str, Found]) -> tuple[Judgement, ..
     if fast is not None and slow is not None:
         for fraction in design.switches:
             cells = {seed: design.switched(fraction, fast, seed) for seed in design.seeds}
-            by_fraction[fraction] = _tests(_ended(cells, found))
-        returned = _tests(_ended({seed: design.returned(slow, seed) for seed in design.seeds}, found))
+            by_fraction[fraction] = _tests(ended_by_seed(cells, found))
+        returned = _tests(ended_by_seed({seed: design.returned(slow, seed) for seed in design.seeds}, found))
     below = [paired(switched, adamw) for switched in by_fraction.values()]
     earlier = [paired(first, second) for first, second in itertools.pairwise(by_fraction.values())]
     between = [paired(pure, returned), paired(returned, adamw)]
@@ -295,10 +295,6 @@ def _of_documents(cell: Cell | None, found: Mapping[str, Found]) -> tuple[float 
     one = found.get(cell.key) if cell is not None else None
     pair = ("pairs", f"{ADEMAMIX} - {ADAMW}")
     return (one.told(*pair, "low"), one.told(*pair, "high")) if one is not None else (None, None)
-
-
-def _ended(cells: Mapping[int, Cell], found: Mapping[str, Found]) -> dict[int, Found]:
-    return {seed: found[cell.key] for seed, cell in cells.items() if cell.key in found}
 
 
 def _tests(found: Mapping[int, Found]) -> dict[int, float]:
