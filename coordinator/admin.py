@@ -33,6 +33,7 @@ from potluck.ids import NO_DIGEST, NodeId, RunId, short
 from potluck.net.blobs.store import BlobStore
 from potluck.net.counters import Plane
 from potluck.net.tls import peer_of
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
@@ -216,6 +217,12 @@ def _facts_json(spec: RunSpec, store: BlobStore) -> str:
         if missing:
             what = f"the store has no blob {short(missing[0])} of a model or its rows"
             raise DataError("data.missing-blob", what, "start the run that made it again, and name what it made now")
+    if isinstance(spec, ChoicesSpec):
+        missing = hold(store, spec.digests)
+        if missing:
+            what = f"the store has no blob {short(missing[0])} of a model or the questions"
+            raise DataError("data.missing-blob", what, "ask again: a run that goes on publishes newer models")
+        return CorpusFacts(shards=(), sources=()).to_json()
     if isinstance(spec, InstantiateSpec):
         missing = hold(store, spec.soup.digests)
         if missing:

@@ -17,6 +17,7 @@ from potluck.lm.flops import forward_flops, train_flops
 from potluck.lm.memory import checkpoint_bytes
 from potluck.recipe import commit_interval
 from potluck.searches import search_for
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
@@ -242,7 +243,7 @@ def training_bytes(spec: RunSpec) -> int:
     """Peak memory of training the largest model of a run, beyond the program itself."""
     if isinstance(spec, SmallTalkSpec):
         return cost_of(spec).expert_memory_bytes
-    if isinstance(spec, ClusterSpec | InstantiateSpec | ContestSpec):
+    if isinstance(spec, ClusterSpec | InstantiateSpec | ContestSpec | ChoicesSpec):
         return 0
     if isinstance(spec, SoupSpec):
         return spec.cost().memory_bytes

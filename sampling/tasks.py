@@ -15,6 +15,7 @@ from potluck.errors import InvariantViolation
 from potluck.ids import Digest, Json
 from sampling import cards, cluster, compare, contest, embed, partition, scoring, soup_rounds, tokens
 from sampling.assign import balanced_assignment
+from sampling.choices import assign_least, eval_choice_scores, eval_choices, score_prefixes, tokenise_choices
 from sampling.gate import eval_gate
 from sampling.histogram import fit_histogram
 from sampling.labels import collect_labels, join_labels
@@ -88,12 +89,15 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("fit", "specialist"): fit_specialist,
     ("tokenise", "part"): tokens.tokenise_part,
     ("tokenise", "collect"): tokens.collect,
+    ("tokenise", "choices"): tokenise_choices,
     ("embed", ""): embed.embed_rows,
     ("fit_clusters", ""): cluster.fit_clusters,
     ("score", ""): scoring.score_column,
     ("score", "distance"): score_distance,
     ("score", "source"): score_source,
+    ("score", "prefixes"): score_prefixes,
     ("assign", "sorted_greedy"): assign,
+    ("assign", "least"): assign_least,
     ("assign", "stream_greedy"): assign,
     ("assign", "partition"): cluster.assign_partition,
     ("assign", "balanced_clusters"): cluster.assign_balanced,
@@ -104,6 +108,8 @@ _TASKS: Mapping[tuple[str, str], Callable[[TaskCall], TaskOutput]] = {
     ("eval", "cards"): cards.eval_cards,
     ("eval", "compare"): compare.eval_compare,
     ("eval", "contest"): contest.eval_contest,
+    ("eval", "choice_scores"): eval_choice_scores,
+    ("eval", "choices"): eval_choices,
     ("eval", "gate"): eval_gate,
     ("outer_step", "begin"): soup_rounds.begin,
     ("train", "gradients"): soup_rounds.part_gradients,

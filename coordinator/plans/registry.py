@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator.plans import cluster, contest, crisp, instantiate, single, smalltalk, soup
+from coordinator.plans import choices, cluster, contest, crisp, instantiate, single, smalltalk, soup
 from coordinator.plans.base import CorpusFacts, Results, Wanted
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
@@ -39,5 +40,7 @@ def advance(spec_json: str, corpus_json: str, results: Results) -> Wanted:
             return instantiate.advance(spec, corpus, results)
         case ContestSpec():
             return contest.advance(spec, results)
+        case ChoicesSpec():
+            return choices.advance(spec, results)
         case _:
             assert_never(spec)

@@ -23,6 +23,7 @@ from potluck.ids import Digest
 from potluck.lm.flops import train_flops
 from potluck.sizing import SAFETY, Commits, Cost, Machine, Sized, choose, commits_of, cost_of, training_bytes
 from potluck.specfile import same_call, spec_text
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     text = estimate(data, vocab_size=spec.text.vocab_size, output=output)
     if isinstance(spec, SmallTalkSpec):
         _show(spec, cost_of(spec), text, output)
-    elif not isinstance(spec, ClusterSpec | InstantiateSpec | ContestSpec):
+    elif not isinstance(spec, ClusterSpec | InstantiateSpec | ContestSpec | ChoicesSpec):
         _show_single(spec, text, output)
     for line in horizons(spec):
         output.line(line)

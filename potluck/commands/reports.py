@@ -9,6 +9,7 @@ from potluck.commands.home import Home, identity_of
 from potluck.errors import Refused
 from potluck.ids import Digest, short
 from potluck.live import read_speeds
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.run import spec_from_json
@@ -37,7 +38,7 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
     science = json.loads(path.read_text(encoding="utf-8"))
     spec, curves = spec_from_json(info.spec_json), json.loads(info.results_json or "{}")
     told = {"run": info.run, "name": info.name, "spec": json.loads(info.spec_json)}
-    if isinstance(spec, InstantiateSpec):
+    if isinstance(spec, InstantiateSpec | ChoicesSpec):
         return {**science, **told, "method": spec.method}
     if isinstance(spec, ClusterSpec):
         return cards_report(science, **told)
@@ -65,6 +66,7 @@ def report_of(client: AdminClient, home: Home, info: admin_pb2.RunInfo) -> dict[
 def render_text(report: dict[str, Any]) -> str:
     """The tables of a report, at most 80 columns wide."""
     from potluck.report.cards import render_cards
+    from potluck.report.choices import render_choices
     from potluck.report.contest import render_contest
     from potluck.report.instantiated import render_instantiated
     from potluck.report.soup import render_soup
@@ -76,6 +78,7 @@ def render_text(report: dict[str, Any]) -> str:
         "crisp": render_specialist,
         "single": render_contest,
         "contest": render_contest,
+        "choices": render_choices,
         "soup": render_soup,
         "instantiate": render_instantiated,
     }
@@ -85,6 +88,7 @@ def render_text(report: dict[str, Any]) -> str:
 def render_html(report: dict[str, Any]) -> str:
     """The page of a report."""
     from potluck.report.cards import cards_page
+    from potluck.report.choices import choices_page
     from potluck.report.contest import contest_page
     from potluck.report.html import render_page
     from potluck.report.instantiated import instantiated_page
@@ -96,6 +100,7 @@ def render_html(report: dict[str, Any]) -> str:
         "crisp": specialist_page,
         "single": contest_page,
         "contest": contest_page,
+        "choices": choices_page,
         "soup": soup_page,
         "instantiate": instantiated_page,
     }

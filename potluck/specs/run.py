@@ -14,6 +14,7 @@ from potluck.config import from_mapping
 from potluck.errors import SpecError
 from potluck.ids import Digest
 from potluck.jsontext import read_json
+from potluck.specs.choices import ChoicesSpec
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
@@ -23,7 +24,7 @@ from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.specs.soup import SoupSpec
 
-RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec | InstantiateSpec | ContestSpec
+RunSpec = SmallTalkSpec | SingleSpec | CrispSpec | ClusterSpec | SoupSpec | InstantiateSpec | ContestSpec | ChoicesSpec
 SpecClass = (
     type[SmallTalkSpec]
     | type[SingleSpec]
@@ -32,6 +33,7 @@ SpecClass = (
     | type[SoupSpec]
     | type[InstantiateSpec]
     | type[ContestSpec]
+    | type[ChoicesSpec]
 )
 METHODS: Mapping[str, SpecClass] = {
     "smalltalk": SmallTalkSpec,
@@ -41,6 +43,7 @@ METHODS: Mapping[str, SpecClass] = {
     "soup": SoupSpec,
     "instantiate": InstantiateSpec,
     "contest": ContestSpec,
+    "choices": ChoicesSpec,
 }
 DEFAULT_METHOD = "smalltalk"
 UNKNOWN_DIGEST = Digest("0" * 64)
@@ -118,6 +121,9 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     if method_of(body) is InstantiateSpec:
         fix = "`potluck soup RUN` makes a specialist of a soup"
         raise SpecError("spec.no-file", 'method = "instantiate" has no spec file: it names blobs of a run', fix)
+    if method_of(body) is ChoicesSpec:
+        fix = "`potluck eval RUN --choices FILE` asks a run's models"
+        raise SpecError("spec.no-file", 'method = "choices" has no spec file: it names blobs of a run', fix)
     if "corpus" in body:
         raise SpecError("spec.unknown-key", "unknown key corpus", 'write data = "folder"; the digest is computed')
     allowed = {item.name for item in fields(method_of(body))} - {"corpus"}

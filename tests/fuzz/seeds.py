@@ -144,6 +144,8 @@ TEXTS: Mapping[str, bytes] = {
     "join-string": f"potluck1:10.0.0.7:7471:{D[0]}:{'t' * 32}".encode(),
     "spec-file": b'data = "text"\nname = "first"\nmethod = "smalltalk"\n[text]\nvocab_size = 512\n[experts]\nnum = 2\n'
     b'batch_size = 4\nchunk_sequences = 64\n[search]\nmode = "none"\nexpert_batch = [1, 2]\n',
+    "questions": b'{"id": "a", "context": "The sky is", "choices": [" blue.", " loud."], "answer": 0}\n'
+    b'{"id": 2, "context": "", "choices": ["x", "y", "z"], "answer": 2, "group": "facts", "more": [1]}\n',
     "soup-name": b"soup:code:c=0.25,la%77 %3D 2=5e-1, news=.25",
 }
 

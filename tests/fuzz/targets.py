@@ -19,6 +19,7 @@ from coordinator.mixtures import completed, from_traffic, read_labels, read_mixt
 from expert_node import fetch, frames
 from expert_node import wire as node_wire
 from expert_node.values import parse_profile, parse_segments
+from potluck.choices import items_text, read_items
 from potluck.config import load_toml
 from potluck.errors import PotluckError
 from potluck.ids import NodeId, digest_bytes
@@ -199,6 +200,11 @@ def _tokenizer(path: Path) -> None:
     load_tokenizer(path)
 
 
+def _questions(path: Path) -> None:
+    with path.open("rb") as lines:
+        items_text(read_items(lines, path.name))
+
+
 TEXTS: Mapping[str, Target] = {
     "join-string": _with_text(JoinString.parse, "surrogateescape"),
     "spec-file": _with_file(lambda path: parse_run_file(load_toml(path))),
@@ -218,6 +224,7 @@ TEXTS: Mapping[str, Target] = {
     "tokens": _with_file(_tokens),
     "encoder-manifest": _with_file(_encoder),
     "tokenizer": _with_file(_tokenizer),
+    "questions": _with_file(_questions),
 }
 """Text: JSON, TOML, join strings."""
 
