@@ -110,7 +110,7 @@ def gone(groups: list[int]) -> bool:
     return not living(groups)
 
 
-@pytest.mark.parametrize("num_peers", [2, 3])
+@pytest.mark.parametrize("num_peers", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_peers_average_and_leave_no_process_behind(num_peers: int, tmp_path: Path) -> None:
     with peers(tmp_path, num_peers, 200_000) as sidecars:
         groups = [sidecar.pid for sidecar in sidecars]
@@ -164,6 +164,7 @@ def claims_success(sidecar: Sidecar) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_a_peer_whose_group_does_not_come_fails_at_its_deadline(tmp_path: Path) -> None:
     save_file(tensors_of(0, 100), tmp_path / "0.in")
     with Sidecar(request_of(tmp_path, 0, 2, deadline_s=5)) as sidecar:
@@ -207,6 +208,7 @@ def test_a_sidecar_ends_with_all_its_group_when_its_caller_is_killed(tmp_path: P
         assert gone([group])
 
 
+@pytest.mark.long
 def test_a_meeting_place_keeps_its_name_and_ends_with_all_its_group(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "potluck.net.hivemind_meeting", "127.0.0.1", "0", str(tmp_path / "identity")]
     names = []

@@ -45,6 +45,7 @@ def meeting_place(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.long
 def test_parts_on_two_nodes_average_by_themselves_and_the_plan_believes_it(tmp_path: Path) -> None:
     tasks, blobs = run_soup(tmp_path, exchange_s=90.0)
     label, inputs = average_of(tasks)
