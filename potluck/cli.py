@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "drain": "give a node no more work, so that it can be stopped",
     "ledger": "which steps are committed, and what crossed the wire",
     "sweep": "try learning rates, batch sizes and optimizers, each as a run",
+    "reproduce": "a paper's claims at small scale, with a verdict on each",
     "eval": "the table of a finished run",
     "plan": "size a run for this machine, or check a spec",
     "route": "which expert would take this text",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from potluck.lab.studies.smalltalk import SmallTalkStudy
 from potluck.lab.study import Study
 
-STUDIES: Mapping[str, Study] = {}
+STUDIES: Mapping[str, Study] = {
+    "smalltalk": SmallTalkStudy(),
+}

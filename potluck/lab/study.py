@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 from potluck.ids import RunId
 from potluck.lab.statistics import Estimate, Verdict
+from potluck.specs.instantiate import InstantiateSpec
+from potluck.specs.run import RunFile, method_of, parse_run_file
 
 BudgetName = Literal["quick", "standard", "full"]
 
@@ -26,6 +28,8 @@ class TextWish:
     sources: tuple[str, ...] = ()
     """Entries of the folder, without their endings (of the demo corpus its domains); none: all."""
     without: tuple[str, ...] = ()
+    smallest: int = 0
+    """Of those, so many of the fewest bytes; 0: all. For what must be quick with any text."""
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """By entry, the tenths [from, until) of its original documents (`tenth_of`); under "", those of all others."""
 
@@ -47,7 +51,7 @@ class Cell:
     body: Mapping[str, Any]
     """What a spec file holds, but for data, target, name and priority."""
     data: str = CORPUS
-    """A text's name."""
+    """A text's name; empty for what needs none."""
     target: tuple[str, ...] = ()
     """Names of texts, where the method has a target."""
 
@@ -258,6 +262,18 @@ def ended(cells: Sequence[Cell], found: Mapping[str, Found]) -> list[Found] | No
     each = [found.get(cell.key) for cell in cells]
     known = [one for one in each if one is not None]
     return known if len(known) == len(each) else None
+
+
+def run_file(cell: Cell) -> RunFile:
+    """A cell as its spec file would be read; checks all of it but the texts.
+
+    Raises:
+        SpecError: naming the key.
+    """
+    if method_of(cell.body) is InstantiateSpec:  # has no spec file: it names blobs of a run
+        return RunFile(data=cell.data, target=(), encoder="", name=cell.key, priority=0, body=cell.body)
+    target = {"target": list(cell.target)} if cell.target else {}
+    return parse_run_file({"data": cell.data, **cell.body, **target})
 
 
 def number(value: Any, *path: str | int) -> float | None:

@@ -30,6 +30,7 @@ TAKEN_FROM_SCIENCE = (
     "random_minus_dense",
     "mixture_minus_random",
     "by_source",
+    "by_expert",
     "packs",
 )
 
