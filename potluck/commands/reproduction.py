@@ -233,7 +233,7 @@ class Reproduction:
         for spec in specs:
             horizons(spec)
         cores = num_cores()
-        held_out = HELD_OUT_SHARE * _bytes_of(self.texts.data) / BYTES_PER_TOKEN
+        held_out = HELD_OUT_SHARE * self.texts.num_bytes / BYTES_PER_TOKEN
         seconds = core_seconds(specs, self._rates(cores), held_out_tokens=int(held_out))
         if not self.spent.calls:
             self.spent.expected_core_s = seconds
@@ -272,11 +272,6 @@ class Reproduction:
         own = math.fsum(each.ru_utime + each.ru_stime for each in called)
         records = [running(folder) for folder in self.place.home.daemon_folders()] if self.place.owns_home else []
         return own + sum(_cpu_seconds(record.pid) for record in records if record is not None)
-
-
-def _bytes_of(data: Path) -> int:
-    files: Sequence[Path] = [data] if data.is_file() else [path for path in data.rglob("*") if path.is_file()]
-    return sum(path.stat().st_size for path in files)
 
 
 def _cpu_seconds(pid: int) -> float:

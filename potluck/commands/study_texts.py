@@ -66,6 +66,11 @@ class StudyTexts:
         return digests
 
     @property
+    def num_bytes(self) -> int:
+        """Of the largest of the texts."""
+        return max(sum(_size(path) for path in self._paths(name)) for name in self.wishes)
+
+    @property
     def _memo(self) -> Path:
         return self.folder / "texts.json"
 
