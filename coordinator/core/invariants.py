@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coordinator.core.policy import waiting
+from coordinator.core.queues import spot_of
 from coordinator.core.state import (
     MAX_HOLDERS,
     CommitRecord,
@@ -26,6 +28,7 @@ def check(state: State) -> list[str]:
         *_leases(durable),
         *_runs(durable),
         *_works(durable),
+        *_queues(durable),
         *_ephemeral(state),
     ]
 
@@ -122,6 +125,18 @@ def _runs(durable: DurableState) -> Iterator[str]:
                 yield f"I8 run {short(run.run)}: task {short(task_id)} is open and done"
         if not running and run.open_tasks:
             yield f"I8 run {short(run.run)} has ended with open tasks"
+
+
+def _queues(durable: DurableState) -> Iterator[str]:
+    """I10: what waits is queued, each where it belongs, and nothing else is."""
+    for run in durable.runs.values():
+        plain = list(waiting(durable, run))
+        queued = durable.queues.of(run.run).waiting()
+        if [filed.work for filed in queued] != plain:
+            yield f"I10 run {short(run.run)}: {len(plain)} works wait and {len(queued)} are queued, or in another order"
+        for filed in queued:
+            if filed.spot != spot_of(filed.work):
+                yield f"I10 {short(filed.work.wanted.id)}: it is queued where it was before"
 
 
 def _ephemeral(state: State) -> Iterator[str]:

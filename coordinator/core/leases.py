@@ -96,6 +96,7 @@ def on_lease_returned(state: State, event: LeaseReturned) -> list[Effect]:
     if event.error_id and work is not None:
         failure = WorkFailure(fence=event.fence, node=event.node, error_id=event.error_id, message=event.message)
         work.failures.append(failure)
+        durable.queues.refile(work)
         if len(work.failures) >= state.settings.max_failures:
             effects += _fail_runs_of(state, work, event.now_ms)
     return effects
@@ -217,6 +218,7 @@ def _grant_lineage(state: State, event: LeaseRequested, run: RunId, lineage_id: 
     fence = _next_fence(state, event.now_ms)
     target = lineage.wanted.known_steps
     lineage.leases[fence] = None
+    state.durable.queues.refile(lineage)
     state.durable.leases[fence] = TrainLease(
         fence=fence,
         node=event.node,
@@ -246,6 +248,7 @@ def _grant_task(state: State, event: LeaseRequested, run: RunId, task_id: TaskId
     assert task.result is None, task_id
     fence = _next_fence(state, event.now_ms)
     task.leases[fence] = None
+    state.durable.queues.refile(task)
     state.durable.leases[fence] = TaskLease(
         fence=fence, node=event.node, run=run, task=task_id, granted_ms=event.now_ms
     )

@@ -117,6 +117,7 @@ class Machine:
     def adopt(self, durable: DurableState) -> None:
         """Takes over the state that a snapshot holds, as if it had handled all that led to it."""
         self.state.durable = durable
+        durable.queues.rebuild(durable)
         # Ephemeral state begins anew with the `CoordinatorResumed` that follows a replay.
         self.state.ephemeral = EphemeralState(deadlines_ms=dict.fromkeys(durable.leases, 0))
 
@@ -197,6 +198,7 @@ class Machine:
         works: list[Lineage | Task] = [*durable.lineages.values(), *durable.tasks.values()]
         for work in works:
             work.ready_ms = event.now_ms  # the clock of another process meant something else
+        durable.queues.rebuild(durable)
         measure_anew(durable, event.now_ms)
         deadline = event.now_ms + self.state.settings.lease_ms
         deadlines = dict.fromkeys(durable.leases, deadline)

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from coordinator.core.queues import Cohort, Filed, RunQueue
 from coordinator.core.settings import CoreSettings
 from coordinator.core.state import DurableState, Lineage, Run, Task, TrainLease
 from potluck.ids import Digest, LineageId, NodeId, RunId, TaskId
@@ -65,27 +66,22 @@ class NothingFits:
 
 Choice = ChosenLineage | ChosenTask | NothingFits
 
-
-@dataclass(kw_only=True)
-class _Offer:
-    """The most urgent class of a run's work that the node can do, and what does not fit it."""
-
-    lineages: list[Lineage]
-    tasks: list[Task]
-    too_large: Lineage | Task | None
+_Urgency = tuple[bool, int]
+"""Whether the work failed on this node, and its class; the least goes first."""
 
 
 def choose(durable: DurableState, ask: Ask, settings: CoreSettings) -> Choice:
     """The work `ask.node` should do now, or why there is none. Changes nothing."""
-    offers = {run.run: _offer(durable, run, ask, settings) for run in durable.at_work()}
-    runs = [run for run in durable.at_work() if offers[run.run].lineages or offers[run.run].tasks]
-    for run in _by_share(durable, runs, ask):
+    at_work = durable.at_work()
+    offers = {run.run: offer for run in at_work if (offer := _offer(durable, run, ask, settings)) is not None}
+    for run in _by_share(durable, [run for run in at_work if run.run in offers], ask):
         offer = offers[run.run]
-        if offer.lineages:
-            return ChosenLineage(run=run.run, lineage=_best_lineage(offer.lineages, ask).wanted.id)
-        return ChosenTask(run=run.run, task=_best_task(offer.tasks, ask).wanted.id)
-    too_large = next((offer.too_large for offer in offers.values() if offer.too_large is not None), None)
-    return NothingFits(reason=_why_nothing(durable) if too_large is None else _why_too_large(too_large, ask))
+        if isinstance(offer, Lineage):
+            return ChosenLineage(run=run.run, lineage=offer.wanted.id)
+        return ChosenTask(run=run.run, task=offer.wanted.id)
+    too_large = (durable.queues.of(run.run).first_larger(ask.free_memory_bytes) for run in at_work)
+    first = next((filed.work for filed in too_large if filed is not None), None)
+    return NothingFits(reason=_why_nothing(durable) if first is None else _why_too_large(first, ask))
 
 
 def _by_share(durable: DurableState, runs: list[Run], ask: Ask) -> list[Run]:
@@ -113,56 +109,77 @@ def has_steps(lineage: Lineage) -> bool:
     return lineage.head_step < lineage.wanted.known_steps
 
 
-def waiting(durable: DurableState, run: Run, keep: LineageId | None = None) -> Iterator[Lineage | Task]:
-    """A run's work that a node could start now: wanted, not done, not leased, unless leased to who asks."""
+def waiting(durable: DurableState, run: Run) -> Iterator[Lineage | Task]:
+    """A run's work that a node could start now: wanted, not done, not leased. All of it; `queues` has it in order."""
     for task_id in run.open_tasks:
         task = durable.tasks[task_id]
         if not task.leases:
             yield task
     for lineage_id in run.lineages:
         lineage = durable.lineages[lineage_id]
-        if (not lineage.leases or lineage_id == keep) and has_steps(lineage):
+        if not lineage.leases and has_steps(lineage):
             yield lineage
 
 
-def _offer(durable: DurableState, run: Run, ask: Ask, settings: CoreSettings) -> _Offer:
-    """One pass over all that waits, which may be much: so it keeps only what is as urgent as anything before."""
-    offer = _Offer(lineages=[], tasks=[], too_large=None)
-    first = (True, math.inf)
-    for work in waiting(durable, run, ask.keep):
-        kept = ask.keep is not None and isinstance(work, Lineage) and work.wanted.id == ask.keep
-        if ask.keep is not None and not kept and ask.now_ms - work.ready_ms < settings.yield_grace_ms:
+def _offer(durable: DurableState, run: Run, ask: Ask, settings: CoreSettings) -> Lineage | Task | None:
+    """The most urgent of a run's work that the node can do."""
+    queue = durable.queues.of(run.run)
+    cohorts: dict[_Urgency, list[Cohort]] = {}
+    for shelf in queue.shelves():
+        if shelf.memory_bytes > ask.free_memory_bytes:
             continue
-        if work.wanted.memory_bytes > ask.free_memory_bytes and not kept:
-            offer.too_large = offer.too_large or work
-            continue
-        failed_here = bool(work.failures) and any(failure.node == ask.node for failure in work.failures)
-        urgency = (failed_here, _rank_class(work, ask.now_ms, settings))
-        if urgency > first:
-            continue
-        if urgency < first:
-            first, offer.lineages, offer.tasks = urgency, [], []
-        if isinstance(work, Lineage):
-            offer.lineages.append(work)
-        else:
-            offer.tasks.append(work)
-    return offer
+        for ready_ms, cohort in shelf.cohorts(ask.now_ms, settings):
+            if ask.keep is None or ask.now_ms - ready_ms >= settings.yield_grace_ms:
+                rank_class = _rank_class(shelf.is_lineage, shelf.rank, ask.now_ms - ready_ms, settings)
+                cohorts.setdefault((False, rank_class), []).append(cohort)
+    single: dict[_Urgency, list[Filed]] = {}
+    for filed in _singles(run, queue, ask, settings):
+        wanted, failures = filed.work.wanted, filed.work.failures
+        failed_here = any(failure.node == ask.node for failure in failures)
+        waited_ms = ask.now_ms - filed.work.ready_ms
+        rank_class = _rank_class(isinstance(filed.work, Lineage), wanted.rank, waited_ms, settings)
+        single.setdefault((failed_here, rank_class), []).append(filed)
+    first = min((*cohorts, *single), default=None)
+    if first is None:
+        return None
+    best = _best_lineage if first[1] % 2 else _best_task
+    return best(cohorts.get(first, []), single.get(first, []), ask).work
 
 
-def _rank_class(work: Lineage | Task, now_ms: int, settings: CoreSettings) -> int:
+def _singles(run: Run, queue: RunQueue, ask: Ask, settings: CoreSettings) -> Iterator[Filed]:
+    """What is in no cohort: works that failed before, and the lineage that the node has."""
+    for filed in queue.failed.values():
+        is_young = ask.keep is not None and ask.now_ms - filed.work.ready_ms < settings.yield_grace_ms
+        if not is_young and filed.work.wanted.memory_bytes <= ask.free_memory_bytes:
+            yield filed
+    kept = queue.find((True, ask.keep)) if ask.keep is not None else None
+    if kept is not None and isinstance(kept.work, Lineage) and has_steps(kept.work):
+        yield kept
+
+
+def _rank_class(is_lineage: bool, rank: int, waited_ms: int, settings: CoreSettings) -> int:
     """Tasks of rank r are class 2r, lineages of rank r class 2r + 1."""
-    rank = work.wanted.rank
-    if isinstance(work, Lineage):
+    if is_lineage:
         return 2 * rank + 1
-    if rank == 1 and now_ms - work.ready_ms >= settings.overdue_ms:
-        return 0
-    return 2 * rank
+    return 0 if rank == 1 and waited_ms >= settings.overdue_ms else 2 * rank
 
 
-def _best_lineage(lineages: list[Lineage], ask: Ask) -> Lineage:
-    longest = max(lineage.remaining_flops for lineage in lineages)
-    urgent = [lineage for lineage in lineages if lineage.remaining_flops >= NEARLY_LONGEST * longest]
-    return min(urgent, key=lambda lineage: (not _holds_head(lineage, ask), -lineage.remaining_flops))
+def _best_lineage(cohorts: list[Cohort], single: list[Filed], ask: Ask) -> Filed:
+    found = [*single, *(cohort.longest() for cohort in cohorts)]
+    longest = max(_lineage(filed).remaining_flops for filed in found)
+    found += [filed for cohort in cohorts for filed in cohort.with_heads_in(ask.held)]
+    urgent = [filed for filed in found if _lineage(filed).remaining_flops >= NEARLY_LONGEST * longest]
+
+    def order(filed: Filed) -> tuple[bool, float, int]:
+        lineage = _lineage(filed)
+        return not _holds_head(lineage, ask), -lineage.remaining_flops, filed.place
+
+    return min(urgent, key=order)
+
+
+def _lineage(filed: Filed) -> Lineage:
+    assert isinstance(filed.work, Lineage)
+    return filed.work
 
 
 def _holds_head(lineage: Lineage, ask: Ask) -> bool:
@@ -171,10 +188,12 @@ def _holds_head(lineage: Lineage, ask: Ask) -> bool:
     return bool(lineage.commits) and lineage.commits[-1].weights in ask.held
 
 
-def _best_task(tasks: list[Task], ask: Ask) -> Task:
-    if not ask.held:
-        return tasks[0]
-    return max(tasks, key=lambda task: len([None for _, digest in task.wanted.inputs if digest in ask.held]))
+def _best_task(cohorts: list[Cohort], single: list[Filed], ask: Ask) -> Filed:
+    def order(filed: Filed) -> tuple[int, int]:
+        assert isinstance(filed.work, Task)
+        return -len([None for _, digest in filed.work.wanted.inputs if digest in ask.held]), filed.place
+
+    return min((*single, *(filed for cohort in cohorts for filed in cohort.likeliest(ask.held))), key=order)
 
 
 def _leases_by_run(durable: DurableState, keep: LineageId | None) -> dict[RunId, int]:

@@ -16,6 +16,7 @@ def release(state: State, lease: Lease, now_ms: int) -> None:
         del work.leases[lease.fence]
         if not work.leases:
             work.ready_ms = now_ms
+        state.durable.queues.refile(work)
     ephemeral = state.ephemeral
     ephemeral.deadlines_ms.pop(lease.fence, None)
     ephemeral.lapses_asked.pop(lease.fence, None)

@@ -128,6 +128,7 @@ def _take_up_again(state: State, run: Run) -> None:
         lineage = state.durable.lineages[lineage_id]
         lineage.runs[run.run] = None
         lineage.failures.clear()
+        state.durable.queues.refile(lineage)
 
 
 def _publish(run: Run, event: PlanAdvanced) -> None:
@@ -174,6 +175,7 @@ def _want_lineages(state: State, run: Run, event: PlanAdvanced) -> list[Effect]:
             lineage.wanted = wanted
         lineage.runs[run.run] = None
         run.lineages[wanted.id] = None
+        state.durable.queues.enter(run.run, lineage)
     named = {wanted.id for wanted in event.lineages}
     effects: list[Effect] = []
     for lineage_id in run.lineages:
@@ -190,12 +192,14 @@ def _want_tasks(state: State, run: Run, event: PlanAdvanced) -> list[Effect]:
             task = tasks[wanted.id] = Task(wanted=wanted, ready_ms=event.now_ms)
         elif wanted.rank != task.wanted.rank and task.result is None:
             task.wanted = _with_rank(task, wanted, run.run)
+            state.durable.queues.refile(task)
         task.runs[run.run] = None
         if wanted.id not in run.tasks and task.result is not None:
             run.num_tasks_done += 1
         run.tasks[wanted.id] = None
         if task.result is None:
             run.open_tasks[wanted.id] = None
+            state.durable.queues.enter(run.run, task)
     named = {wanted.id for wanted in event.tasks}
     effects: list[Effect] = []
     for task_id in list(run.open_tasks):
@@ -221,6 +225,7 @@ def _unwant_open_task(state: State, run: Run, task_id: TaskId, now_ms: int) -> l
     del run.open_tasks[task_id]
     run.tasks.pop(task_id, None)
     task.runs.pop(run.run, None)
+    state.durable.queues.leave(run.run, task)
     if task.runs:
         return []
     effects = _take_back(state, task, now_ms)
@@ -244,6 +249,7 @@ def _collapse(state: State, run: Run) -> None:
     run.ledger = tuple(_ledger_of(durable.lineages[lineage_id]) for lineage_id in run.lineages)
     others = [other for other in durable.runs.values() if other.run != run.run]
     for lineage_id in run.lineages:
+        durable.queues.leave(run.run, durable.lineages[lineage_id])
         if not any(lineage_id in other.lineages for other in others):
             del durable.lineages[lineage_id]
     for task_id in run.tasks:

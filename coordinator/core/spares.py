@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median_low
 
-from coordinator.core.policy import Ask, Choice, ChosenLineage, ChosenTask, NothingFits, choose, has_steps, waiting
+from coordinator.core.policy import Ask, Choice, ChosenLineage, ChosenTask, NothingFits, choose, has_steps
 from coordinator.core.settings import CoreSettings
 from coordinator.core.state import DurableState, Lease, Lineage, Run, Task, TaskLease, TrainLease
 from coordinator.core.values import LineageWanted
@@ -59,9 +59,10 @@ class Openings:
         self._now_ms = now_ms
         self._settings = settings
         self._usual = _UsualPaces(durable)
-        waits = [work.wanted.memory_bytes for run in durable.at_work() for work in waiting(durable, run)]
-        self._num_waiting = len(waits)
-        self._least_bytes = min(waits, default=None)
+        queues = [durable.queues.of(run.run) for run in durable.at_work()]
+        self._num_waiting = sum(queue.num_waiting for queue in queues)
+        sizes = (queue.least_bytes() for queue in queues)
+        self._least_bytes = min((size for size in sizes if size is not None), default=None)
 
     def takers(self, *, but: int) -> Iterator[NodeId]:
         """Those that would find something, in their order, as many as there are things to do but so many."""

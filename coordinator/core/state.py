@@ -13,6 +13,7 @@ from typing import Any
 
 from coordinator.core.effects import Answer, ServeSlot
 from coordinator.core.events import HeartbeatReceived, SessionOpened
+from coordinator.core.queues import Queues
 from coordinator.core.settings import CoreSettings
 from coordinator.core.values import (
     Failed,
@@ -253,6 +254,10 @@ class DurableState:
     """How fast each node trains, by role of the lineage, as its commits last showed."""
     task_ms: dict[TaskKind, tuple[int, ...]] = field(default_factory=dict)
     """How long the last tasks of each kind took, from grant to result."""
+
+    def __post_init__(self) -> None:
+        # No field: what follows from the others is neither compared nor written down.
+        self.queues = Queues()
 
     def is_revoked(self, node: NodeId) -> bool:
         peer = self.peers.get(node)

@@ -50,6 +50,7 @@ def on_checkpoint_committed(state: State, event: CheckpointCommitted) -> list[Ef
             _release_own(state, event)
         else:
             _append(lineage, event)
+            durable.queues.refile(lineage)
             _charge(state, lineage, event)
             effects = _relieve_others(state, lineage, event)
             answer = _accepted(state, lineage, event)
@@ -208,6 +209,7 @@ def _take_result(state: State, task: Task, event: TaskCompleted) -> list[Effect]
         run = durable.runs[run_id]
         if run.open_tasks.pop(event.task, 0) is None:
             run.num_tasks_done += 1
+            durable.queues.leave(run_id, task)
         effects.append(AdvancePlan(run=run_id))
     return effects
 
