@@ -105,7 +105,7 @@ class Judgement:
     unit: str = NATS
     seeds: int
     tokens: int
-    """That one model of the comparison was trained on."""
+    """That a side of the comparison was trained on, all models of a mixture together."""
     note: str
     """What was compared with what, what search each side had, what a miss means."""
     numbers: tuple[Mapping[str, Any], ...] = ()
@@ -233,7 +233,7 @@ def judge(
     if seeds < 2:
         verdict = "not decidable"
     if seeds == 1:
-        note = f"{ONE_SEED}. {note}"
+        note = f"{ONE_SEED}. {note[:1].upper()}{note[1:]}"
     return Judgement(
         claim=claim,
         words=words,

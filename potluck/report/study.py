@@ -68,7 +68,7 @@ def render_study(report: Mapping[str, Any]) -> str:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know beside the verdicts."""
     budget, cells = report["budget"], report["cells"]
-    told = [f"{len(cells)} cells, {len(budget['seeds'])} seed(s), {human_count(_trained(report))} tokens a model."]
+    told = [f"{len(cells)} cells, {len(budget['seeds'])} seed(s), up to {human_count(_trained(report))} tokens a side."]
     if len(budget["seeds"]) == 1:
         told.append("One seed: it shows that everything runs, and makes no claim.")
     else:
@@ -166,7 +166,7 @@ def _claim(one: Mapping[str, Any]) -> str:
     effect, interval, smallest = _effect(one)
     told = f"{effect} {one['unit']}, interval {interval}, smallest effect {smallest}, {one['seeds']} seed(s)"
     measured = (
-        f"<p>{escape(told)}; {human_count(one['tokens'])} tokens a model.</p>" if one["effect"] is not None else ""
+        f"<p>{escape(told)}; {human_count(one['tokens'])} tokens a side.</p>" if one["effect"] is not None else ""
     )
     numbers = list(one["numbers"])
     rows = [[_shown(value) for value in row.values()] for row in numbers]

@@ -20,7 +20,7 @@ def found(cell: Cell, **results: object) -> Found:
 def test_one_seed_says_in_words_that_it_makes_no_claim() -> None:
     judgement = judge("1", "less", over_seeds([-5.0]), "held", note="a against b.", tokens=10)
     assert judgement.verdict == "not decidable"
-    assert judgement.note == f"{ONE_SEED}. a against b."
+    assert judgement.note == f"{ONE_SEED}. A against b."
     assert (judgement.effect, judgement.low, judgement.smallest_effect) == (-5.0, None, None)
 
 
