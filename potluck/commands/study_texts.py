@@ -17,7 +17,7 @@ from potluck.commands.text import gather
 from potluck.durable import write_durably
 from potluck.errors import CorpusError
 from potluck.ids import NO_DIGEST, Digest, digest_json, short
-from potluck.lab.study import Cell, TextWish
+from potluck.lab.study import WHOLE, Cell, TextWish, tenth_of
 
 SPLIT_SEED = 0
 """All cells of a study are judged on the same held-out text, whatever their seed."""
@@ -75,7 +75,7 @@ class StudyTexts:
         return self.folder / "texts.json"
 
     def _send(self, names: tuple[str, ...], what: str, home: Home, output: Output) -> Digest:
-        paths = [path for name in names for path in self._paths(name)]
+        paths = [self._part(path, name) for name in names for path in self._paths(name)]
         folder = self.folder / "-".join(names)
         folder.mkdir(parents=True, exist_ok=True)
         data = self.data if paths == [self.data] else gather(paths, folder)
@@ -94,15 +94,38 @@ class StudyTexts:
         paths = [entries[stem] for stem in wish.sources or entries if stem not in wish.without]
         return sorted(paths, key=_size)[: wish.smallest] if wish.smallest else paths
 
+    def _part(self, path: Path, name: str) -> Path:
+        """The file itself, or a copy of the tenths of it that the text wants."""
+        begin, end = self.wishes[name].part_of(path.stem)
+        if (begin, end) == WHOLE:
+            return path
+        if path.suffix != ".jsonl":
+            what = f"{path} cannot be divided by documents"
+            raise CorpusError(
+                "corpus.not-divisible", what, "give JSON lines with a `source`, as the demo corpus has them"
+            )
+        part = (self.folder / "parts" / name / path.name).resolve()
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(encoding="utf-8") as lines, part.open("w", encoding="utf-8") as kept:
+            kept.writelines(line for line in lines if begin <= tenth_of(_document(line)) < end)
+        return part
+
     def _key(self, names: tuple[str, ...], what: str) -> str:
-        files = [_mark(path) for name in names for path in self._paths(name)]
-        return digest_json([what, list(names), files])
+        read = [(path, self.wishes[name].part_of(path.stem)) for name in names for path in self._paths(name)]
+        parts = [list(part) for _, part in read if part != WHOLE]
+        return digest_json([what, list(names), [_mark(path) for path, _ in read], *([parts] if parts else [])])
 
 
 def _texts_of(cell: Cell) -> dict[str, tuple[str, ...]]:
     if not cell.data:  # a specialist of a soup by weights
         return {}
     return {"corpus": (cell.data,)} | ({"target": cell.target} if cell.target else {})
+
+
+def _document(line: str) -> str:
+    """The original document of a record; one without a source is a document of its own."""
+    record = json.loads(line)
+    return str(record.get("source") or record.get("id") or line)
 
 
 def _size(path: Path) -> int:

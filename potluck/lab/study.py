@@ -19,6 +19,8 @@ CORPUS = "corpus"
 NATS = "nats per token"
 ONE_SEED = "one seed, quick mode: makes no claim"
 FINISHED = "finished"
+WHOLE = (0, 10)
+"""All tenths of a source's documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class TextWish:
     """By entry, the tenths [from, until) of its original documents (`tenth_of`); under "", those of all others."""
 
     def part_of(self, entry: str) -> tuple[int, int]:
-        return self.parts.get(entry, self.parts.get("", (0, 10)))
+        return self.parts.get(entry, self.parts.get("", WHOLE))
 
 
 def tenth_of(document: str) -> int:

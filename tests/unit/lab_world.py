@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from potluck.lab.study import Budget, Cell, Found, Judgement, Study
+from potluck.lab.study import Budget, Cell, Found, Judgement, Study, run_file
 from potluck.lm.config import PRESETS
-from potluck.specs.run import UNKNOWN_DIGEST, RunFile, RunSpec, parse_run_file
+from potluck.specs.run import UNKNOWN_DIGEST, RunSpec
 
 MAX_TURNS = 20
 
@@ -51,11 +51,7 @@ def play(study: Study, budget: Budget, world: World) -> dict[str, Found]:
 
 def spec_of(cell: Cell) -> RunSpec:
     """As the shell reads a cell, with texts that have no digests yet."""
-    if cell.body["method"] == "instantiate":
-        file = RunFile(data=cell.data, target=(), encoder="", name="cell", priority=0, body=cell.body)
-        return file.canonical(UNKNOWN_DIGEST)
-    target = {"target": list(cell.target)} if cell.target else {}
-    return parse_run_file({"data": cell.data, **cell.body, **target}).canonical(UNKNOWN_DIGEST)
+    return run_file(cell).canonical(UNKNOWN_DIGEST)
 
 
 def digest_of(*what: object) -> str:
