@@ -20,7 +20,9 @@ from potluck.lab.statistics import (
     within,
 )
 
-differences = st.lists(st.floats(-1, 1, allow_nan=False).map(lambda x: round(x, 6)), min_size=1, max_size=8)
+# No subnormals: a test that trains leaves this process flushing them to zero, as a worker does.
+share = st.floats(-1, 1, allow_nan=False, allow_subnormal=False)
+differences = st.lists(share.map(lambda x: round(x, 6)), min_size=1, max_size=8)
 margins = st.floats(0.001, 0.5)
 OPPOSITE: dict[Verdict, Verdict] = {"held": "not held", "not held": "held", "not decidable": "not decidable"}
 
@@ -59,7 +61,7 @@ def test_being_alike_knows_no_sign(values: list[float], margin: float) -> None:
     assert within(over_seeds(values), margin) == within(over_seeds([-value for value in values]), margin)
 
 
-@given(st.floats(-1e6, 1e6), margins)
+@given(st.floats(-1e6, 1e6, allow_subnormal=False), margins)
 def test_one_seed_never_decides(value: float, margin: float) -> None:
     one = over_seeds([value])
     of_documents = over_documents({"mean": value, "low": value - 1e-9, "high": value + 1e-9})
