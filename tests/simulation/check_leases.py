@@ -104,7 +104,7 @@ class LeaseBook:
         if event.node in self.drained:
             raise Violation("the-drained-get-nothing", f"{event.node} was given {answer.fence}", work)
         if self._plans.is_at_rest(work):
-            raise Violation("paused-runs-rest", f"{event.node} was given {answer.fence}", work)
+            raise Violation("grants-are-for-runs-at-work", f"{event.node} was given {answer.fence}", work)
         self._check_holders(event, work)
         if isinstance(answer, TrainGranted):
             self._check_lineage(answer, answer.lineage)

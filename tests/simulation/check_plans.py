@@ -15,6 +15,8 @@ from tests.simulation.story import Violation
 class RunBook:
     state: Literal["running", "cancelled", "finished"] = "running"
     paused: bool = False
+    request_id: str = ""
+    """Of the start that was taken in last."""
     lineages: dict[LineageId, LineageWanted] = field(default_factory=dict)
     """All that it ever named."""
     named: set[LineageId] = field(default_factory=set)
@@ -35,6 +37,9 @@ class PlanBook:
 
     def submitted(self, event: RunSubmitted) -> None:
         book = self.runs.setdefault(event.run, RunBook())
+        if event.request_id == book.request_id:
+            return  # Asked again by who has had no answer: it starts nothing, even if the run was cancelled meanwhile.
+        book.request_id = event.request_id
         book.paused = False
         if book.state == "cancelled":
             book.state = "running"

@@ -39,6 +39,7 @@ from coordinator.core.settings import CoreSettings
 from coordinator.core.values import TaskResult
 from expert_node.values import Finished, FinishedCommit
 from potluck.ids import Digest, Fence, LineageId, NodeId, RunId, TaskId
+from tests.simulation.check_blobs import BlobBook
 from tests.simulation.check_leases import LeaseBook
 from tests.simulation.check_nodes import NodeBook, Slot
 from tests.simulation.check_plans import PlanBook
@@ -84,6 +85,7 @@ class Checkers:
         self.results = ResultBook(kernel, self.plans)
         self.leases = LeaseBook(kernel, settings, self.plans, self.results)
         self.nodes = NodeBook()
+        self.blobs = BlobBook(kernel, self.plans, self.results)
         self.enrolled: set[NodeId] = set()
         self._kernel = kernel
         self._asked: dict[tuple[NodeId, str], _Asked] = {}
@@ -113,6 +115,7 @@ class Checkers:
                 if self.plans.advanced(event, self.results.done):
                     self.results.finished(event.run)
                 self.leases.end_unwanted()
+                self.blobs.check()
             case RunPaused() | RunResumed():
                 if isinstance(answer, Done):
                     self.plans.runs[event.run].paused = isinstance(event, RunPaused)
@@ -300,8 +303,9 @@ class Checkers:
     def trained(self, lineage: str, fence: Fence, step: int) -> None:
         self.nodes.stepped(lineage, fence, step)
 
-    def fetched(self, node: NodeId, label: str, missing: list[Digest]) -> None:
-        if missing:
+    def fetched(self, node: NodeId, fence: Fence, label: str, missing: list[Digest]) -> None:
+        """Only who holds no lease any more may lack something."""
+        if missing and fence in self.leases.live:
             raise Violation("inputs-are-in-the-store", f"{node}: {len(missing)} inputs of {label} are not")
 
     def lease_lost(self, node: NodeId, fence: Fence, *, held: bool, still_works: bool) -> None:

@@ -43,8 +43,16 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels", "array", "natural"),
     "near_duplicates": ("excluded",),
     "target_histogram": ("mixture",),
+    "source_mixtures": tuple(f"mixture-{number:05d}" for number in range(len(CORPUS.sources))),
+    "instantiate": ("weights",),
+    "gradients": ("gradients",),
+    "bank": ("bank", "optimizer"),
+    "common": ("common", "optimizer"),
+    "local_steps": ("delta", "bank", "optimizer"),
+    "average": ("common", "momentum"),
+    "assemble": ("weights",),
 }
-"""Names of a task's blobs, by what its parameters call it."""
+"""Names of a task's blobs, by what its parameters call it; those of a soup's beginning depend on its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +102,20 @@ def task_result(kind: str, params_json: str, inputs: Sequence[tuple[str, Digest]
             "verdict": "adopted" if luck < 0.5 else "kept natural",
         },
         "target_histogram": {"repeats": 1 + luck, "warnings": []},
+        "labels": {"domains": len(CORPUS.sources)},
+        "source_mixtures": {"sources": list(CORPUS.sources)},
+        "gradients": {"loss": 2.0 + luck},
+        "local_steps": {"loss": 2.0 + luck},
     }
     figures = by_what.get(what, {})
-    return TaskResult(blobs={name: digest_json([name, digest]) for name in OUTPUTS.get(what, ())}, figures=figures)
+    return TaskResult(blobs={name: digest_json([name, digest]) for name in _outputs(what, params)}, figures=figures)
+
+
+def _outputs(what: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    if what == "begin":
+        parts = params["setting"]["spread"]["parts"]
+        return ("setting", "common", *(f"bank-{part:03d}" for part in range(parts)))
+    return OUTPUTS.get(what, ())
 
 
 def what_of(kind: str, params: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from coordinator.collector import roots_of
 from coordinator.core.effects import AdvancePlan, Answer, Effect, NoteDivergence, Push, Record, Reply
 from coordinator.core.events import (
     CheckpointCommitted,
@@ -44,6 +45,8 @@ CLOCK_STARTS_MS = 1_000_000
 """Each process start has its own monotonic clock; they begin anywhere below this."""
 SNAPSHOT_MS = (5, 500)
 """A thread writes it as fast as the disk likes."""
+YOUNG_MS = 3_000
+"""A blob that was put or named since is not collected: what names it may be on its way."""
 LOOK_EVERY = 16
 """Batches between two looks of the checkers at the whole state."""
 
@@ -63,6 +66,8 @@ class Batch:
     rows: list[DurableEvent] = field(default_factory=list)
     handled: list[Handled] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
+    roots: frozenset[Digest] | None = None
+    """If blobs are to be collected: what the state needs, read as the runtime reads, before plans are asked anew."""
 
 
 class MemoryRows:
@@ -105,7 +110,10 @@ class Hub(Process):
         self.snapshots = MemorySnapshots()
         self._snapshot_rows = weather.snapshot_rows
         self._rows_saved = 0
-        self.store: set[Digest] = set()
+        self.store: dict[Digest, int] = {}
+        """Blobs, and when each was put or named last."""
+        self._collect_every_ms = weather.collect_every_ms
+        self._collect_due = False
         self._held: set[Digest] = set()
         self.machine = Machine(self._settings)
         self.streams: dict[NodeId, Stream] = {}
@@ -137,6 +145,8 @@ class Hub(Process):
         self._busy, self._in_flight = False, None
         self.submit(CoordinatorResumed(now_ms=self.now_ms, boot_id=f"hub-{self.life}"), None)
         self.later(TICK_MS, self._tick)
+        if self._collect_every_ms:
+            self.later(self._collect_every_ms, self._note_collection)
 
     def die(self, why: str) -> None:
         """All but the journal and the store is gone."""
@@ -193,13 +203,18 @@ class Hub(Process):
             self._busy = True
             self.later(0, self._take)
 
+    def put(self, digests: Iterable[Digest]) -> None:
+        self.store.update(dict.fromkeys(digests, self.kernel.now_ms))
+        self._checkers.blobs.put(digests)
+
     def missing(self, digests: tuple[Digest, ...]) -> tuple[Digest, ...]:
         """What the store lacks: of what no accepted result names, a blob may be gone again. The others are held."""
         loose = [digest for digest in digests if digest not in self._held]
         if loose and self._hits("blob-vanishes"):
-            self.store.discard(self._chance.choice(loose))
+            self.store.pop(self._chance.choice(loose), None)
         missing = tuple(digest for digest in digests if digest not in self.store)
         if not missing:
+            self.put(digests)
             self._held.update(digests)
         return missing
 
@@ -236,6 +251,9 @@ class Hub(Process):
         self._in_flight = batch
         for item in batch.items:
             self._handle(batch, item.event, item)
+        if self._collect_due:
+            self._collect_due = False
+            batch.roots = roots_of(self.machine.state)
         due, self._due = self._due, {}
         for run in due:
             advanced = evaluate_plan(self.machine, run, self.now_ms)
@@ -276,6 +294,8 @@ class Hub(Process):
         self._in_flight = None
         for handled in batch.handled:
             self._checkers.handled(handled)
+        if batch.roots is not None:
+            self._collect(batch.roots)
         self._take_snapshot()
         self._num_batches += 1
         if self._num_batches % LOOK_EVERY == 0:
@@ -295,6 +315,19 @@ class Hub(Process):
         self._busy = bool(self._waiting) or bool(self._due)
         if self._busy:
             self.later(0, self._take)
+
+    def _note_collection(self) -> None:
+        self._collect_due = True
+        self.later(self._collect_every_ms, self._note_collection)
+
+    def _collect(self, roots: frozenset[Digest]) -> None:
+        """A twin of `coordinator.collector` in a store that is always short of room; blobs list no others here."""
+        old_ms = self.kernel.now_ms - YOUNG_MS
+        gone = [digest for digest, put_ms in self.store.items() if put_ms < old_ms and digest not in roots]
+        for digest in gone:
+            del self.store[digest]
+        self._held.difference_update(gone)
+        self._checkers.blobs.gave_up(gone)
 
     def _take_snapshot(self) -> None:
         """What the rows so far lead to is copied now, and written in a while."""

@@ -218,7 +218,7 @@ class Node(Process):
         if not self._reaches_hub():
             self._no_answer("deliver", effect.request_id, Failed())
             return
-        self._hub.store.update(files)
+        self._hub.put(files)
         digests = tuple(digest for digest, _ in entry.files)
         self._calls.send(
             lambda now_ms: self._calls.delivery(effect, now_ms),
@@ -319,7 +319,12 @@ class Node(Process):
         self._failures["fetch"] = 0
         self._fetching = None
         wanted = _inputs(lease)
-        self._checkers.fetched(self.name, lease.label, [digest for digest in wanted if digest not in self._hub.store])
+        missing = [digest for digest in wanted if digest not in self._hub.store]
+        self._checkers.fetched(self.name, lease.fence, lease.label, missing)
+        if missing:
+            self.kernel.mark("inputs-of-an-ended-lease-are-gone")
+            self.tell(on.InputsFailed(fence=lease.fence, error_id="data.missing", message="they are gone"))
+            return
         if self.fails("inputs-fail", lease.label):
             self.tell(on.InputsFailed(fence=lease.fence, error_id="data.digest-mismatch", message="damaged"))
             return
@@ -463,6 +468,7 @@ def _inputs(lease: Lease) -> list[Digest]:
     wanted += [segment.data.assignment for segment in todo if segment.data.kind == "assigned"]
     for segment in todo:
         wanted += [segment.data.labels, segment.data.mixture] if segment.data.kind == "clustered" else []
+        wanted += [segment.data.labels] if segment.data.kind == "mixtures" else []
     if lease.head_step:
         return [*wanted, lease.head, lease.weights, lease.optimizer]
     origin = lease.recipe.origin

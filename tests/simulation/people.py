@@ -108,9 +108,10 @@ class People:
         mixture = digest_json(["mixture", request_id])
         kind = chance.choice(("set", "proposal"))
         origin = chance.choice(("person", "target", "traffic"))
-        self._world.hub.store.add(mixture)
-        self.ask(
-            lambda now_ms: hear.MixtureSteered(
+
+        def steered(now_ms: int) -> Event:
+            self._world.hub.put([mixture])
+            return hear.MixtureSteered(
                 now_ms=now_ms,
                 unix_ms=now_ms,
                 request_id=request_id,
@@ -119,7 +120,10 @@ class People:
                 mixture=mixture,
                 origin=origin,
                 reason="a change",
-            ),
+            )
+
+        self.ask(
+            steered,
             answered=lambda answer: self._kernel.after(self._steer_pause_ms(), lambda: self._change(run)),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from potluck.lm.soup_spread import Spread
 from potluck.specs.cluster import ClusterSpec
 from potluck.specs.crisp import CrispSpec, FinetuneSpec
 from potluck.specs.partition import MixtureSpec, PartitionSpec
@@ -12,12 +13,20 @@ from potluck.specs.run import RunSpec
 from potluck.specs.sections import EvalSpec, ModelShape, TextSpec
 from potluck.specs.single import SingleSpec, TrainingSpec
 from potluck.specs.smalltalk import DenseSpec, ExpertSpec, RouterSpec, SmallTalkSpec
+from potluck.specs.soup import BankSpec, SoupSpec
 from tests.simulation.fake import CORPUS_DIGEST, TARGET_DIGEST
 
 TINY = ModelShape(hidden=8, layers=1, heads=1, ffn=8)
 TEXT = TextSpec(vocab_size=300, sequence_length=16, prefix_length=8)
 FEW_SAMPLES, MORE_SAMPLES = 200, 300
-METHODS: tuple[str, ...] = (*["smalltalk"] * 10, *["steered"] * 5, *["crisp"] * 3, "single", "cluster")
+METHODS: tuple[str, ...] = (
+    *["smalltalk"] * 8,
+    *["steered"] * 4,
+    *["soup"] * 3,
+    *["crisp"] * 3,
+    "single",
+    "cluster",
+)
 """A world draws one of these: those with more states more often."""
 MAX_PRIORITY = 2
 NUM_VARIANTS = 4
@@ -63,6 +72,8 @@ def spec_of(method: str, variant: int) -> RunSpec:
             return single_spec(variant, domains=PartitionSpec(by="source") if variant % 2 else _clusters(4))
         case "crisp":
             return crisp_spec(variant)
+        case "soup":
+            return soup_spec(variant)
         case _:
             assert method == "cluster", method
             return cluster_spec(variant)
@@ -122,6 +133,24 @@ def crisp_spec(variant: int) -> CrispSpec:
         partition=_clusters(4),
         switch_fraction=0.5 if variant % 2 else 0.0,
         finetune=FinetuneSpec(steps=4 if variant >= 2 else 0, checks=2),
+        evaluation=EvalSpec(bootstrap_samples=FEW_SAMPLES),
+    )
+
+
+def soup_spec(variant: int) -> SoupSpec:
+    """A soup that is a lineage; or one of two parts: eight rounds of one step, or of two local ones."""
+    local_steps = 2 if variant == 2 else 1
+    spread = Spread(parts=2, local_steps=local_steps, outer_momentum=0.9 if local_steps > 1 else 0.0)
+    return SoupSpec(
+        method="soup",
+        corpus=CORPUS_DIGEST,
+        seed=variant,
+        text=TEXT,
+        model=TINY,
+        training=TrainingSpec(steps=8 * local_steps, batch_size=2),
+        partition=_clusters(2) if variant == 3 else PartitionSpec(by="source"),
+        bank=BankSpec(experts=2, hidden=4, mixtures_per_step=2, support=2),
+        spread=spread if variant else Spread(),
         evaluation=EvalSpec(bootstrap_samples=FEW_SAMPLES),
     )
 

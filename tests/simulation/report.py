@@ -11,6 +11,7 @@ from tests.simulation.world import Outcome
 
 RARE_BRANCHES: tuple[str, ...] = (
     "asked-anew-while-leased",
+    "blobs-of-a-round-given-up",
     "blobs-put-again",
     "commit-known-already",
     "commit-refused",
@@ -53,7 +54,7 @@ RARE_BRANCHES: tuple[str, ...] = (
 )
 """Branches of the product that only faults reach; the worlds of the suite must reach each."""
 
-OF_A_THOUSAND: tuple[str, ...] = ("lapsed left",)
+OF_A_THOUSAND: tuple[str, ...] = ("lapsed left", "inputs-of-an-ended-lease-are-gone")
 """Branches that two hundred worlds may miss."""
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {"crash-node": ("crash-node, holding a lease", "crash-node, idle")}

@@ -87,6 +87,8 @@ class Weather:
     """Machines the nodes run on, in turn."""
     snapshot_rows: int
     """Rows of the hub's journal from one snapshot to the next."""
+    collect_every_ms: int
+    """From one collection of the hub's blobs to the next; 0: there is room for all."""
     late_ms: int
     """When the last node enrols and starts; 0: with the others."""
 
@@ -124,6 +126,7 @@ def weather_of(seed: int) -> Weather:
         num_hosts=chance.choice((2, 4, 4, 4)),
         snapshot_rows=chance.choice((10, 40, 120)),
         late_ms=chance.randint(2_000, LATEST_MS) if chance.random() < 0.25 else 0,
+        collect_every_ms=chance.choice((0, 500, 3_000)),
     )
 
 

@@ -1,6 +1,7 @@
-"""Five bugs in what the core learned last: second leases, rests, forks at the gate, what is served.
+"""Six bugs in what the core learned last: second leases, rests, forks at the gate, what is served, rounds of a soup.
 
-They were written down from the core's code before any of them was tried, by somebody who knew the checkers.
+They were written down from the core's code before any of them was tried, by somebody who knew the checkers. The last
+one came with the check that is to find it.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from coordinator.core import serving, spares, work
+from coordinator.core import queries, serving, spares, work
 from coordinator.core.effects import Effect, Revoke
 from coordinator.core.events import CheckpointCommitted
 from coordinator.core.state import DurableState, Lineage, Run, State, TrainLease
 from coordinator.core.values import CommittedStep, Failed, Running, SteeringEntry
 from coordinator.plans import steering
 from coordinator.plans.base import Results
-from potluck.ids import LineageId
+from potluck.ids import Digest, LineageId
 from tests.simulation.planted.bug import Bug, replaced
 
 
@@ -75,6 +76,21 @@ def _forks_from_the_last_commit(
         self._wishes.results = results
 
 
+def _superseded_once_read(state: State) -> set[Digest]:
+    # "Who read it has its result": but others read the same state of the soup, and are not wanted yet.
+    read: set[Digest] = set()
+    made: set[Digest] = set()
+    open_inputs: set[Digest] = set()
+    for task in state.durable.tasks.values():
+        inputs = {digest for _, digest in task.wanted.inputs}
+        if task.result is None:
+            open_inputs |= inputs
+        elif task.wanted.kind in ("train", "outer_step"):
+            read |= inputs
+            made.update(task.result.blobs.values())
+    return (read & made) - open_inputs
+
+
 _RELIEVE = work._relieve_others
 _SAVED = spares._saved_on_lineage
 _PASS_GATE = steering.Helm._pass_gate
@@ -100,5 +116,9 @@ BUGS: dict[str, Bug] = {
     "cancelled-runs-are-served-on": Bug(
         description="Nodes go on serving what a cancelled run had published.",
         plant=lambda: replaced(serving, "served_runs", _served_until_finished),
+    ),
+    "superseded-once-read": Bug(
+        description="Blobs of a soup's round are given up once all who are known to read them have.",
+        plant=lambda: replaced(queries, "superseded", _superseded_once_read),
     ),
 }
