@@ -239,8 +239,8 @@ DESIGNS: Mapping[BudgetName, Design] = {
     "standard": Design(
         seeds=(0, 1, 2),
         preset="0.04M",
-        steps=600,
-        rates=(5e-3, 1e-2, 2e-2, 4e-2),
+        steps=1000,
+        rates=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
         clusters=32,
         experts=(1, 4, 16),
         supports=(1, 2, 4, 8, 32),
