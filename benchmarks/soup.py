@@ -2,7 +2,8 @@
 
     python -m benchmarks.soup [--turns 9] [--json FILE]
 
-`instantiate_vs_weighted_sum`: theta(h) by name, coefficients included, over torch's `addmm(S, alpha, E)` of the same bytes.
+`instantiate_vs_weighted_sum`: theta(h) by name, coefficients included, over torch's `addmm(S, alpha, E)` of the same
+bytes.
 `training_vs_dense_BATCH`: a step on BATCH rows of 128 tokens in 4 mixtures, over a plain model's step on as many:
 the bank's share falls with the batch. Ways alternate; a ratio is taken within each turn; figures are the median of
 the turns with the least and the greatest. One thread.

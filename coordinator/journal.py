@@ -126,8 +126,11 @@ class SqliteJournal:
 
     def read_all(self, *, after: int = 0) -> Iterator[str]:
         # Rows are only ever appended, so their numbers have no gaps.
-        for (row,) in self._connection.execute("SELECT event FROM journal WHERE seq > ? ORDER BY seq", (after,)):
-            yield row
+        try:
+            rows = self._connection.execute("SELECT event FROM journal WHERE seq > ? ORDER BY seq", (after,))
+            yield from (row for (row,) in rows)
+        except sqlite3.DatabaseError as error:
+            raise _unusable(self._path, error) from error
 
     def close(self) -> None:
         if self._closed:

@@ -91,6 +91,10 @@ def _opened(source: Path) -> Iterator[_Parts]:
         try:
             with tarfile.open(source, "r:") as tar:
                 yield _TarParts(tar)
+        except tarfile.ReadError as error:
+            if "unexpected end" not in str(error):
+                raise DataError("data.not-a-backup", f"{source}: {error}", "name what `potluck backup` wrote") from None
+            raise DataError("data.backup-damaged", f"{source} is cut off: {error}", _OTHER_COPY) from None
         except tarfile.TarError as error:
             raise DataError("data.not-a-backup", f"{source}: {error}", "name what `potluck backup` wrote") from None
     else:

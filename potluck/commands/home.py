@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potluck.errors import UsageError
+from potluck.errors import NotReachable, UsageError
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient, RouterClient
@@ -90,4 +90,11 @@ def router_client(home: Home, target: str) -> RouterClient:
     from potluck.client import RouterClient, first_router
 
     identity = identity_of(home)
-    return RouterClient(identity, target or first_router(identity))
+    try:
+        return RouterClient(identity, target or first_router(identity))
+    except NotReachable as error:
+        if target or error.error_id == "net.no-router":
+            raise
+        # Routers answer without a coordinator, but it is the coordinator that knows where they are.
+        fix = f"{error.fix}; or name a router: --router HOST:PORT"
+        raise NotReachable(error.error_id, error.message, fix) from error

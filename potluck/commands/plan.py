@@ -15,7 +15,7 @@ from potluck.commands.home import home_option, open_home
 from potluck.commands.measure import measure
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
-from potluck.commands.runs import WORKER_BYTES, horizons, read_run_file
+from potluck.commands.runs import WORKER_BYTES, horizons, read_run_file, smaller
 from potluck.commands.text import estimate
 from potluck.errors import ResourceError, SpecError, UsageError
 from potluck.formatting import human_bytes, human_count, human_seconds
@@ -28,6 +28,7 @@ from potluck.specs.cluster import ClusterSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
+from potluck.specs.run import RunSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import MAX_EXPERTS, SmallTalkSpec
 from potluck.specs.soup import SoupSpec
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         _show_single(spec, text, output)
     for line in horizons(spec):
         output.line(line)
-    _require_memory(training_bytes(spec))
+    _require_memory(spec)
     output.next_step(f"potluck run start {args.target}{home_option(open_home(args.home))}")
     return 0
 
@@ -230,11 +231,11 @@ def _commits_line(commits: Commits, total_steps: int, whose: str) -> str:
     return f"commits: every {commits.steps} steps {whose}, {each} each, {in_all} by its end"
 
 
-def _require_memory(training: int) -> None:
-    needed, present = training + WORKER_BYTES, psutil.virtual_memory().total
+def _require_memory(spec: RunSpec) -> None:
+    needed, present = training_bytes(spec) + WORKER_BYTES, psutil.virtual_memory().total
     if needed > present:
         raise ResourceError(
             "resource.memory",
             f"one node needs {human_bytes(needed)}; this machine has {human_bytes(present)}",
-            "take a smaller experts.model, batch_size or sequence_length, or run it on a larger machine",
+            f"take {smaller(spec)}, or run it on a larger machine",
         )

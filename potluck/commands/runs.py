@@ -151,8 +151,15 @@ def require_memory(spec: RunSpec, client: AdminClient, output: Output) -> None:
         raise ResourceError(
             "resource.memory",
             f"a model of this run needs {human_bytes(needed)} to train; the largest node has {human_bytes(largest)}",
-            "take a smaller model or batch_size, set memory_mib, or add a larger node",
+            f"take {smaller(spec)}, or add a larger node",
         )
+
+
+def smaller(spec: RunSpec) -> str:
+    """What of a run takes less memory, in words."""
+    if isinstance(spec, SoupSpec):
+        return "fewer bank.experts or a smaller model"
+    return "a smaller model, batch_size or sequence_length, set memory_mib"
 
 
 def find_run(client: AdminClient, run: str) -> admin_pb2.RunInfo:

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run_help = "a soup run, finished or under way: id, start of an id, or name"
     parser.add_argument("run", metavar="RUN", help=run_help)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--weights", default="", metavar="W", help="such as code=0.6,law=0.4; they sum to one")
+    what.add_argument("--weights", metavar="W", help="such as code=0.6,law=0.4; they sum to one")
     like_help = "folder or file with text like what it is for; a few examples do, more are better"
     what.add_argument("--like", type=Path, nargs="+", metavar="TEXT", help=like_help)
     out_help = "write it there for transformers, as `potluck export` does"
@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     target = _target(args)
     with admin_client(home) as client:
         soup = find_soup(client, home, args.run)
-        if not args.weights and not args.like:
+        if args.weights is None and not args.like:
             return _list(soup, home, args, output)
-        if args.weights:
+        if args.weights is not None:
             specialist = by_weights(client, home, soup, args.weights, output)
         else:
             specialist = by_text(client, home, soup, args.like, output)
@@ -62,7 +62,7 @@ def _target(args: argparse.Namespace) -> Target | None:
         if args.force or args.check:
             raise UsageError("usage.bad-arguments", "--force and --check are about a folder", "add --out FOLDER")
         return None
-    if not args.weights and not args.like:
+    if args.weights is None and not args.like:
         raise UsageError("usage.bad-arguments", "--out without a mixture", "add --weights or --like")
     target = Target(folder=args.out, force=args.force, check=args.check)
     target.require()

@@ -50,7 +50,7 @@ def gather(paths: Sequence[Path], folder: Path) -> Path:
         for file in files:
             link = folder / name / file.relative_to(path) if path.is_dir() else folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
+            link.symlink_to(file.resolve())
     return folder
 
 

@@ -34,7 +34,7 @@ a { color: inherit; text-decoration-color: var(--quiet); text-underline-offset: 
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 60rem; font-family: system-ui, sans-serif; }
 .text { fill: var(--quiet); font-size: 12px; } .small { fill: var(--quiet); font-size: 9.5px; }
-.cell-strong { fill: var(--strong); font-size: 12px; font-weight: 600; }
+.cell { fill: var(--ink); font-size: 12px; } .cell-strong { fill: var(--strong); font-size: 12px; font-weight: 600; }
 .grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--quiet); stroke-width: 1; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .heat { fill: var(--heat); }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; color: var(--quiet); margin: .5rem 0 0; }

@@ -164,7 +164,7 @@ def _heat(matrix: Matrix) -> str:
     names, label = list(matrix.sources), "test NLL by mixture and text"
     note = (
         '<p class="quiet">Row: for whose text the model was made. Column: whose test text it reads; nats per token, '
-        "darker is better, each column on a scale of its own. A dark diagonal is what a soup is for.</p>"
+        "the stronger the shade the better, each column on a scale of its own. A soup is for a strong diagonal.</p>"
     )
     return svg.heat_cells(cell, rows=names, columns=names, label=label, left=NAME_ROOM) + note
 

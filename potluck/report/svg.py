@@ -194,7 +194,7 @@ def heat_cells(
         for j in range(len(columns)):
             one = cell(i, j)
             x = frame.left + j * cell_width
-            ink = "cell-strong" if one.shade > 0.5 else "text"
+            ink = "cell-strong" if one.shade > 0.5 else "cell"
             parts.append(
                 f'<rect class="heat" x="{x}" y="{y}" width="{cell_width - 2}" height="{cell_height - 2}" '
                 f'fill-opacity="{0.06 + 0.94 * one.shade:.3f}">'

@@ -32,7 +32,7 @@ class BankSpec:
     """Width of the MLP."""
     mixtures_per_step: int = 4
     support: int = 4
-    """Domains that a mixture has weight on."""
+    """Domains that a mixture has weight on; all of them where a corpus has fewer sources."""
     natural_share: float = 0.1
     """Chance of a mixture to be the corpus' own proportions; 0 is the paper's. The network then knows the mixture that
     most text comes from: over 32 clusters (0.04M, 16 experts, 600 steps, one seed) theta of the corpus gained 0.07
@@ -92,6 +92,10 @@ class SoupSpec(CommonSpec):
         super().__post_init__()
         by = self.partition.by
         require(by != "none", "partition.by", by, "source, clusters")
+        support, known = self.bank.support, self._domains if by == "clusters" else self.bank.support
+        require(support <= known, "bank.support", support, f"at most the {known} domains")
+        width = self.model.hidden or self.model.resolved("model").hidden
+        require(self.bank.rank <= width, "bank.rank", self.bank.rank, f"at most the model's width, {width}")
         batch, per_step = self.training.batch_size, self.bank.mixtures_per_step
         require(batch % per_step == 0, "training.batch_size", batch, f"a multiple of {per_step} mixtures a step")
         require(self.profile.processes == 1, "profile.processes", self.profile.processes, "1; nodes share a soup")

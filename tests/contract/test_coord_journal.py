@@ -133,6 +133,23 @@ def test_a_second_coordinator_on_the_same_home_is_told_so(tmp_path: Path) -> Non
     SqliteJournal(tmp_path / "journal.db").close()
 
 
+@in_loop
+async def test_a_page_that_is_damaged_is_told_when_its_rows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = SqliteJournal(path)
+    await journal.append([f"row {index} {'x' * 500}" for index in range(400)])
+    journal.close()
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(b"\xff" * 4096)
+    journal = SqliteJournal(path)
+    with pytest.raises(DataError) as caught:
+        list(journal.read_all())
+    journal.close()
+    assert caught.value.error_id == "data.journal-format"
+    assert str(path) in caught.value.message
+
+
 def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "journal.db")
     connection.execute("PRAGMA user_version=7")

@@ -134,11 +134,11 @@ def test_a_part_that_is_damaged_or_missing_is_named(backup: Path, tmp_path: Path
     assert f"{place.relative_to(backup)} is missing" in error.message
 
 
-def test_a_tar_file_that_was_cut_off_is_no_backup(home: CoordinatorHome, tmp_path: Path) -> None:
+def test_a_tar_file_that_was_cut_off_is_damaged_and_a_text_is_no_backup(home: CoordinatorHome, tmp_path: Path) -> None:
     back_up_closed(home, tmp_path / "backup.tar", unix_ms=MADE_UNIX_MS)
     whole = (tmp_path / "backup.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
-    assert refusal(tmp_path / "cut.tar", tmp_path / "new").error_id == "data.not-a-backup"
+    assert refusal(tmp_path / "cut.tar", tmp_path / "new").error_id == "data.backup-damaged"
     (tmp_path / "text.tar").write_text("no tar file at all")
     assert refusal(tmp_path / "text.tar", tmp_path / "new").error_id == "data.not-a-backup"
 
