@@ -49,6 +49,18 @@ def play(study: Study, budget: Budget, world: World) -> dict[str, Found]:
     raise AssertionError("the study wants cells for ever")
 
 
+def require_sound(study: Study, budget: Budget, world: World) -> None:
+    """Every cell is a valid spec that says its seed and reads texts that there are, and no two keys are one run."""
+    found = play(study, budget, world)
+    runs = [(each.run, each.cell.data, each.cell.target) for each in found.values()]
+    assert len(set(runs)) == len(runs)
+    texts = study.texts(budget)
+    for each in found.values():
+        assert f"seed={each.cell.body['seed']}" in each.cell.key
+        assert spec_of(each.cell).seed == each.cell.body["seed"]
+        assert {each.cell.data, *each.cell.target} <= set(texts)
+
+
 def spec_of(cell: Cell) -> RunSpec:
     """As the shell reads a cell, with texts that have no digests yet."""
     return run_file(cell).canonical(UNKNOWN_DIGEST)

@@ -12,7 +12,7 @@ from potluck.lab.judging import step_equivalent
 from potluck.lab.studies.ademamix import AdEMAMixStudy
 from potluck.lab.studies.ademamix_cells import DESIGNS
 from potluck.lab.study import Budget, BudgetName, Cell, Found
-from tests.unit.lab_world import Ended, claim, digest_of, model_of, play, spec_of
+from tests.unit.lab_world import Ended, claim, digest_of, model_of, play, require_sound
 
 STUDY = AdEMAMixStudy()
 STANDARD = STUDY.budget("standard")
@@ -104,17 +104,12 @@ def test_with_a_side_that_never_trains_nothing_is_claimed_of_it() -> None:
 
 @pytest.mark.parametrize("budget", ["quick", "standard", "full"])
 def test_every_cell_is_a_valid_spec_and_no_two_keys_are_one_run(budget: BudgetName) -> None:
-    found = play(STUDY, STUDY.budget(budget), world(0.1))
-    runs = [(each.run, each.cell.data) for each in found.values()]
-    assert len(set(runs)) == len(runs)
-    for each in found.values():
-        assert f"seed={each.cell.body['seed']}" in each.cell.key
-        assert spec_of(each.cell).seed == each.cell.body["seed"]
+    require_sound(STUDY, STUDY.budget(budget), world(0.1))
 
 
 def test_both_sides_search_the_same_rates_with_all_seeds_and_every_control_searches_its_own() -> None:
     design = DESIGNS["standard"]
-    for side in design.alone:
+    for side in design.searches:
         assert side.values == design.rates
     found = play(STUDY, STANDARD, world(0.1))
     for side in (design.adamw, design.ademamix):
@@ -152,7 +147,7 @@ def test_the_step_equivalent_is_read_off_the_curve_and_cut_at_its_ends() -> None
 
 def test_searches_and_curves_are_told() -> None:
     found: dict[str, Found] = play(STUDY, STANDARD, world(0.1))
-    assert len(STUDY.tables(STANDARD, found)) == len(DESIGNS["standard"].alone)
+    assert len(STUDY.tables(STANDARD, found)) == len(DESIGNS["standard"].searches)
     assert [plot.title for plot in STUDY.plots(STANDARD, found)] == [
         "Valid NLL by learning rate",
         "Test NLL by steps, each at its best rate",

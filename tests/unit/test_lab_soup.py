@@ -11,7 +11,7 @@ import pytest
 from potluck.lab.studies.soup import SoupStudy
 from potluck.lab.studies.soup_cells import DESIGNS
 from potluck.lab.study import BudgetName, Cell, Found
-from tests.unit.lab_world import Ended, claim, digest_of, model_of, play, spec_of
+from tests.unit.lab_world import Ended, claim, digest_of, model_of, play, require_sound
 
 STUDY = SoupStudy()
 STANDARD = STUDY.budget("standard")
@@ -127,14 +127,7 @@ def test_one_seed_decides_nothing() -> None:
 
 @pytest.mark.parametrize("budget", ["quick", "standard", "full"])
 def test_every_cell_is_a_valid_spec_and_no_two_keys_are_one_run(budget: BudgetName) -> None:
-    found = play(STUDY, STUDY.budget(budget), world())
-    runs = [(each.run, each.cell.data, each.cell.target) for each in found.values()]
-    assert len(set(runs)) == len(runs)
-    texts = STUDY.texts(STUDY.budget(budget))
-    for each in found.values():
-        assert f"seed={each.cell.body['seed']}" in each.cell.key
-        assert spec_of(each.cell).seed == each.cell.body["seed"]
-        assert {each.cell.data, *each.cell.target} <= set(texts)
+    require_sound(STUDY, STUDY.budget(budget), world())
 
 
 def test_soup_plain_model_and_crisp_search_the_same_rates_and_each_takes_its_own_best() -> None:

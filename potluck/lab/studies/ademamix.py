@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Mapping
 
 from potluck.lab.sides import TEST_NLL, by_seed
-from potluck.lab.studies.ademamix_cells import DESIGNS
+from potluck.lab.studies.ademamix_cells import DESIGNS, Design
 from potluck.lab.studies.ademamix_claims import claims
-from potluck.lab.study import Budget, BudgetName, Cell, Found, Judgement, Lines, Plot, Quoted, Study, Table, TextWish
+from potluck.lab.study import Budget, Found, Judgement, Lines, Plot, Quoted
+from potluck.lab.trials import TrialStudy
 
-MINUTES: Mapping[BudgetName, float] = {"quick": 5, "standard": 90, "full": 600}
 
-
-class AdEMAMixStudy(Study):
+class AdEMAMixStudy(TrialStudy[Design]):
     name = "ademamix"
     paper = "2409.03137"
     title = "A slow average of the gradients beside Adam's"
@@ -21,27 +20,16 @@ class AdEMAMixStudy(Study):
         Quoted(what="1.3B, 101B tokens of AdEMAMix against AdamW", value="as good as AdamW after 197B tokens"),
         Quoted(what="110M, 256,000 steps of AdEMAMix", value="about as good as AdamW after 500,000"),
     )
-
-    def budget(self, name: BudgetName) -> Budget:
-        return Budget(name=name, seeds=DESIGNS[name].seeds, minutes=MINUTES[name])
-
-    def texts(self, budget: Budget) -> Mapping[str, TextWish]:
-        return DESIGNS[budget.name].texts
-
-    def cells(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Cell, ...]:
-        return DESIGNS[budget.name].cells(found)
-
-    def expected(self, budget: Budget) -> tuple[Cell, ...]:
-        return DESIGNS[budget.name].expected()
+    designs = DESIGNS
 
     def claims(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Judgement, ...]:
-        return claims(DESIGNS[budget.name], found)
+        return claims(self.designs[budget.name], found)
 
     def plots(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Plot, ...]:
-        design = DESIGNS[budget.name]
+        design = self.designs[budget.name]
         rates = {
             side.name: [(rate, score) for rate, score in side.search(found).scores.items() if score is not None]
-            for side in design.alone
+            for side in design.searches
         }
         lengths = [(1.0, design.adamw), *((length, design.longer(length)) for length in design.lengths)]
         tests = [(length, by_seed(side.at_best(found), *TEST_NLL)) for length, side in lengths]
@@ -54,6 +42,3 @@ class AdEMAMixStudy(Study):
             Lines(title="Valid NLL by learning rate", x_label="learning rate", series=rates, x_log=True),
             Lines(title="Test NLL by steps, each at its best rate", x_label="steps", series=steps),
         )
-
-    def tables(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Table, ...]:
-        return tuple(side.search(found).table("learning rate") for side in DESIGNS[budget.name].alone)

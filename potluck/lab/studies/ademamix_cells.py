@@ -11,6 +11,7 @@ from typing import Any
 
 from potluck.lab.sides import Side, contest, made, tokens_of, unique
 from potluck.lab.study import CORPUS, FINISHED, BudgetName, Cell, Found, TextWish
+from potluck.lab.trials import Trials
 from potluck.lm.optim.horizon import DERIVED_HALF_LIVES, FEWEST_HALF_LIVES, beta_of
 
 TINY, TARGET = "tiny", "target"
@@ -24,13 +25,9 @@ ADAMW, ADEMAMIX = "AdamW", "AdEMAMix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class Design(Trials):
     """The cells of one budget, and the sides that are compared."""
 
-    seeds: tuple[int, ...]
-    preset: str
-    steps: int
-    rates: tuple[float, ...]
     alphas: tuple[float, ...]
     lengths: tuple[float, ...]
     """Of AdamW, in AdEMAMix's steps."""
@@ -38,15 +35,7 @@ class Design:
     """Shares of the training after which AdamW becomes AdEMAMix."""
     shifts: tuple[float, ...]
     """Shares of the training after which only text like the target is read."""
-    sources: tuple[str, ...] = ()
-    batch: int = 16
-    sequence: int = 128
     clusters: int = 32
-    profile: Mapping[str, Any] | None = None
-
-    @property
-    def text(self) -> dict[str, int]:
-        return {"vocab_size": 1024, "sequence_length": self.sequence, "prefix_length": self.sequence // 4}
 
     @property
     def texts(self) -> dict[str, TextWish]:
@@ -55,10 +44,6 @@ class Design:
             TARGET: TextWish(sources=(TARGET_SOURCE,), parts={TARGET_SOURCE: (0, 3)}),
             TINY: TextWish(sources=("legal", "quotes"), parts={"": (0, 1)}),
         }
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.batch * self.sequence
 
     @cached_property
     def adamw(self) -> Side:
@@ -97,14 +82,13 @@ class Design:
         return slow, self._side(f"{ADAMW} {TINY}", {"name": "adamw"}, data=TINY)
 
     @property
-    def alone(self) -> tuple[Side, ...]:
-        """Sides whose search waits for nothing."""
+    def searches(self) -> tuple[Side, ...]:
         grid = [self.at_alpha(alpha) for alpha in self.alphas]
         controls = (self.raised, self.unready(1.0), self.unready(0.0), self.no_fast, *self.tiny)
         return (self.adamw, *grid, *(self.longer(length) for length in self.lengths), *controls)
 
     def cells(self, found: Mapping[str, Found]) -> tuple[Cell, ...]:
-        wanted = [cell for side in self.alone for cell in side.cells(found)]
+        wanted = [cell for side in self.searches for cell in side.cells(found)]
         fast, slow = self.adamw.best(found), self.ademamix.best(found)
         if fast is not None and slow is not None:
             wanted += self.after_search(fast, slow)
@@ -114,7 +98,8 @@ class Design:
 
     def expected(self) -> tuple[Cell, ...]:
         return unique(
-            [cell for side in self.alone for cell in side.expected()] + self.after_search(self.rates[0], self.rates[-1])
+            [cell for side in self.searches for cell in side.expected()]
+            + self.after_search(self.rates[0], self.rates[-1])
         )
 
     def after_search(self, fast: float, slow: float) -> list[Cell]:
@@ -145,7 +130,7 @@ class Design:
         """Everything is read until the shift, then text like the target alone."""
         optimizer = {"name": "adamw"} if name == ADAMW else _slow(CHOSEN_ALPHA)
         body = {
-            **self._body(optimizer, rate, seed, self.steps),
+            **self._body(optimizer, rate, seed),
             "method": "crisp",
             "partition": {"by": "clusters", "k": self.clusters},
             "switch_fraction": shift,
@@ -200,18 +185,11 @@ class Design:
         steps: int = 0,
         data: str = CORPUS,
     ) -> Cell:
-        body = {"method": "single", **self._body(optimizer, rate, seed, steps or self.steps)}
+        body = {"method": "single", **self._body(optimizer, rate, seed, steps)}
         return Cell(key=f"{name} lr={rate:g} seed={seed}", body=body, data=data)
 
-    def _body(self, optimizer: Mapping[str, Any], rate: float, seed: int, steps: int) -> dict[str, Any]:
-        return {
-            "seed": seed,
-            "text": self.text,
-            "model": {"preset": self.preset},
-            "training": {"steps": steps, "batch_size": self.batch, "learning_rate": rate},
-            "optimizer": {"beta2": BETA2, **optimizer},
-            **({"profile": dict(self.profile)} if self.profile else {}),
-        }
+    def _body(self, optimizer: Mapping[str, Any], rate: float, seed: int, steps: int = 0) -> dict[str, Any]:
+        return {**self.body(rate, seed, steps=steps), "optimizer": {"beta2": BETA2, **optimizer}}
 
 
 DESIGNS: Mapping[BudgetName, Design] = {

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from potluck.lab.studies.crisp_cells import DESIGNS, SPECIALIST
+from potluck.lab.studies.crisp_cells import DESIGNS, SPECIALIST, Design
 from potluck.lab.studies.crisp_claims import claims, mean_curve
-from potluck.lab.study import Budget, BudgetName, Cell, Found, Judgement, Lines, Plot, Study, Table, TextWish
+from potluck.lab.study import Budget, Found, Judgement, Lines, Plot, Table
+from potluck.lab.trials import TrialStudy
 
-MINUTES: Mapping[BudgetName, float] = {"quick": 5, "standard": 90, "full": 600}
 
-
-class CrispStudy(Study):
+class CrispStudy(TrialStudy[Design]):
     name = "crisp"
     paper = "2410.03735"
     title = "Specialists by importance sampling of clusters"
-
-    def budget(self, name: BudgetName) -> Budget:
-        return Budget(name=name, seeds=DESIGNS[name].seeds, minutes=MINUTES[name])
-
-    def texts(self, budget: Budget) -> Mapping[str, TextWish]:
-        return DESIGNS[budget.name].texts
-
-    def cells(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Cell, ...]:
-        return DESIGNS[budget.name].cells(found)
-
-    def expected(self, budget: Budget) -> tuple[Cell, ...]:
-        return DESIGNS[budget.name].expected()
+    designs = DESIGNS
 
     def claims(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Judgement, ...]:
-        return claims(DESIGNS[budget.name], found)
+        return claims(self.designs[budget.name], found)
 
     def plots(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Plot, ...]:
-        design = DESIGNS[budget.name]
+        design = self.designs[budget.name]
         curves = {target: mean_curve(design, target, found) for target in design.targets}
         title = "Test NLL of specialists by number of clusters"
         return (Lines(title=title, x_label="clusters", series=curves, x_log=True),)
 
     def tables(self, budget: Budget, found: Mapping[str, Found]) -> tuple[Table, ...]:
-        design = DESIGNS[budget.name]
-        searches = [side.search(found).table("learning rate") for side in design.searches]
+        design = self.designs[budget.name]
+        searches = list(super().tables(budget, found))
         for target in design.targets:
             rate = design.side(SPECIALIST, target).best(found)
             if rate is not None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from potluck.lab.sides import Side, contest, made, tokens_of, unique
+from potluck.lab.sides import Side, unique
 from potluck.lab.study import CORPUS, BudgetName, Cell, Found, TextWish
+from potluck.lab.trials import Trials
 
 SPECIALIST, GENERALIST = "specialist", "generalist"
 BOTH = (SPECIALIST, GENERALIST)
@@ -20,13 +21,9 @@ SEARCH_K = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class Design(Trials):
     """The cells of one budget, and the sides that are compared."""
 
-    seeds: tuple[int, ...]
-    preset: str
-    steps: int
-    rates: tuple[float, ...]
     clusters: tuple[int, ...]
     """Ascending; the ends are coarse and fine."""
     fine: int
@@ -36,14 +33,6 @@ class Design:
     switches: tuple[float, ...]
     finetune_rates: tuple[float, ...]
     finetune_steps: int
-    sources: tuple[str, ...] = ()
-    batch: int = 16
-    sequence: int = 128
-    profile: Mapping[str, Any] | None = None
-
-    @property
-    def text(self) -> dict[str, int]:
-        return {"vocab_size": 1024, "sequence_length": self.sequence, "prefix_length": self.sequence // 4}
 
     @property
     def texts(self) -> dict[str, TextWish]:
@@ -56,10 +45,6 @@ class Design:
             wishes[target] = TextWish(sources=(target,), parts={target: HELD_OUT})
             wishes[few(target)] = TextWish(sources=(target,), parts={target: FEW})
         return wishes
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.batch * self.sequence
 
     @property
     def main(self) -> str:
@@ -176,28 +161,12 @@ class Design:
         body["target_weights"] = [{"name": target, "weight": 1.0} for target in self.targets]
         return Cell(key=f"all targets lr={rate:g} seed={seed}", body=body, target=self.targets)
 
-    def examined(self, found: Found) -> Cell:
-        """All models of a run on the corpus' valid text, source by source: what choices are made by."""
-        names = (found.results.get("made") or {}).get("models") or {}
-        return contest(
-            f"valid text of {found.cell.key}",
-            seed=found.cell.body["seed"],
-            text=self.text,
-            tokens=tokens_of(found),
-            split="valid",
-            models={name: made(found, name) for name in names},
-        )
-
     def _body(self, rate: float, seed: int, k: int) -> dict[str, Any]:
         return {
+            **self.body(rate, seed),
             "method": "crisp",
-            "seed": seed,
-            "text": self.text,
-            "model": {"preset": self.preset},
-            "training": {"steps": self.steps, "batch_size": self.batch, "learning_rate": rate},
             "partition": {"by": "clusters", "k": k},
             "max_repeats": 1e6,
-            **({"profile": dict(self.profile)} if self.profile else {}),
         }
 
 

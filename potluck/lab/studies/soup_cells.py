@@ -10,6 +10,7 @@ from typing import Any
 
 from potluck.lab.sides import Side, contest, made, tokens_of, unique
 from potluck.lab.study import CORPUS, FINISHED, BudgetName, Cell, Found, TextWish, number
+from potluck.lab.trials import Trials
 
 SOUP, GENERIC, CONSTANT, CRISP = "soup", "generic", "constant", "crisp"
 """In contests: the soup's model of the corpus, a plain model, the soup that does not see h, CRISP's specialist."""
@@ -18,13 +19,9 @@ HELD_OUT = (0, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class Design(Trials):
     """The cells of one budget, and the sides that are compared."""
 
-    seeds: tuple[int, ...]
-    preset: str
-    steps: int
-    rates: tuple[float, ...]
     clusters: int
     experts: tuple[int, ...]
     """Ascending; the last is the soup's."""
@@ -37,24 +34,12 @@ class Design:
     """Those of them of which the corpus has nothing at all."""
     crisp_targets: tuple[str, ...]
     """The first is the one that CRISP's rate is searched on; it is in the corpus."""
-    sources: tuple[str, ...] = ()
-    batch: int = 16
-    sequence: int = 128
-    profile: Mapping[str, Any] | None = None
-
-    @property
-    def text(self) -> dict[str, int]:
-        return {"vocab_size": 1024, "sequence_length": self.sequence, "prefix_length": self.sequence // 4}
 
     @property
     def texts(self) -> dict[str, TextWish]:
         kept = dict.fromkeys(self.targets, (HELD_OUT[1], 10))
         corpus = TextWish(sources=self.sources, without=self.left_out, parts=kept)
         return {CORPUS: corpus} | {t: TextWish(sources=(t,), parts={t: HELD_OUT}) for t in self.targets}
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.batch * self.sequence
 
     @cached_property
     def soups(self) -> Side:
@@ -117,8 +102,9 @@ class Design:
     def soup(self, rate: float, seed: int, *, experts: int = 0, support: int = 0, constant: bool = False) -> Cell:
         n, s = experts or self.experts[-1], support or self.support
         body = {
+            **self.body(rate, seed),
             "method": "soup",
-            **self._body(rate, seed),
+            "partition": self._partition,
             "bank": {"experts": n, "support": s},
             "controls": {"generic": False, "constant": constant},
         }
@@ -126,12 +112,11 @@ class Design:
         return Cell(key=f"{SOUP}{control} n={n} s={s} lr={rate:g} seed={seed}", body=body)
 
     def generic(self, rate: float, seed: int) -> Cell:
-        body = {"method": "single", **self._body(rate, seed)}
-        del body["partition"]
+        body = {"method": "single", **self.body(rate, seed)}
         return Cell(key=f"{GENERIC} lr={rate:g} seed={seed}", body=body)
 
     def crisp(self, target: str, rate: float, seed: int) -> Cell:
-        body = {"method": "crisp", "max_repeats": 1e6, **self._body(rate, seed)}
+        body = {**self.body(rate, seed), "method": "crisp", "max_repeats": 1e6, "partition": self._partition}
         return Cell(key=f"{CRISP} {target} lr={rate:g} seed={seed}", body=body, target=(target,))
 
     def instantiated(self, target: str, soup: Found) -> Cell:
@@ -175,27 +160,9 @@ class Design:
             f"contest on {target} seed={seed}", seed=seed, text=self.text, tokens=tokens, split="test", models=models
         )
 
-    def examined(self, found: Found) -> Cell:
-        """All models of a run on the corpus' valid text, source by source: what rates are chosen by."""
-        names = (found.results.get("made") or {}).get("models") or {}
-        return contest(
-            f"valid text of {found.cell.key}",
-            seed=found.cell.body["seed"],
-            text=self.text,
-            tokens=tokens_of(found),
-            split="valid",
-            models={name: made(found, name) for name in names},
-        )
-
-    def _body(self, rate: float, seed: int) -> dict[str, Any]:
-        return {
-            "seed": seed,
-            "text": self.text,
-            "model": {"preset": self.preset},
-            "training": {"steps": self.steps, "batch_size": self.batch, "learning_rate": rate},
-            "partition": {"by": "clusters", "k": self.clusters},
-            **({"profile": dict(self.profile)} if self.profile else {}),
-        }
+    @property
+    def _partition(self) -> dict[str, Any]:
+        return {"by": "clusters", "k": self.clusters}
 
 
 def for_target(name: str) -> str:
