@@ -17,7 +17,7 @@ from coordinator.core.effects import (
 )
 from coordinator.core.events import LeaseLapsed, LeaseRequested, LeaseReturned, WorkAsked
 from coordinator.core.liveness import hear
-from coordinator.core.policy import Ask, Choice, ChosenLineage, ChosenTask, NothingFits, waiting
+from coordinator.core.policy import Ask, Choice, ChosenLineage, ChosenTask, NothingFits
 from coordinator.core.release import release
 from coordinator.core.requests import fingerprint, forget_requests, keep_answer, kept_answer, last_request_id
 from coordinator.core.runs import end_run
@@ -149,9 +149,8 @@ def _is_news(durable: DurableState, event: LeaseRequested) -> bool:
     if abs(now - before) * MEMORY_NEWS > before:
         return True
     # Or the node would be called again and again for what it has no room for.
-    return now < before and any(
-        now < work.wanted.memory_bytes <= before for run in durable.at_work() for work in waiting(durable, run)
-    )
+    queues = (durable.queues.of(run.run) for run in durable.at_work())
+    return now < before and any(now < size <= before for queue in queues for size in queue.sizes())
 
 
 def _call_later(state: State, event: LeaseRequested) -> None:

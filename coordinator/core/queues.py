@@ -171,10 +171,10 @@ class RunQueue:
             key=lambda filed: (_key(filed.work)[0], filed.place),
         )
 
-    def least_bytes(self) -> int | None:
-        sizes = [shelf.memory_bytes for shelf in self.shelves()]
-        sizes += [filed.work.wanted.memory_bytes for filed in self.failed.values()]
-        return min(sizes, default=None)
+    def sizes(self) -> Iterator[int]:
+        """The bytes of memory that what waits needs, each at least once."""
+        yield from (shelf.memory_bytes for shelf in self.shelves())
+        yield from (filed.work.wanted.memory_bytes for filed in self.failed.values())
 
     def first_larger(self, memory_bytes: int) -> Filed | None:
         """The first work that needs more memory, tasks before lineages."""

@@ -61,8 +61,7 @@ class Openings:
         self._usual = _UsualPaces(durable)
         queues = [durable.queues.of(run.run) for run in durable.at_work()]
         self._num_waiting = sum(queue.num_waiting for queue in queues)
-        sizes = (queue.least_bytes() for queue in queues)
-        self._least_bytes = min((size for size in sizes if size is not None), default=None)
+        self._least_bytes = min((size for queue in queues for size in queue.sizes()), default=None)
 
     def takers(self, *, but: int) -> Iterator[NodeId]:
         """Those that would find something, in their order, as many as there are things to do but so many."""
