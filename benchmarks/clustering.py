@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.turns import spread
 from sampling.cluster_extras import extra
 from sampling.cluster_kmeans import MIN_SEED_POINTS, SEED_POINTS_PER_CENTROID, Search, kmeans
 from sampling.cluster_tree import Level, Tree, assign_blocks
@@ -117,10 +117,6 @@ def stream(count: int) -> None:
     size = count * DIM * 4 / 2**20
     print(f"{count:9,d} vectors, {size:4.0f} MiB: peak RSS {int(peak.split()[1]) / 1024:.0f} MiB, ", end="")
     print(f"{count / seconds:,.0f} vectors/s, mean squared distance {squared / count:.2f}", flush=True)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def main() -> None:

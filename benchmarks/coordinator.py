@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pathlib import Path
 from benchmarks import coordinator_core as core
 from benchmarks.coordinator_processes import grown, start_seconds
 from benchmarks.coordinator_wire import heartbeat_share
+from benchmarks.turns import spread
 
 NODES = 1000
 MAX_SHARE = 0.5
@@ -123,7 +123,7 @@ PARTS: Mapping[str, Callable[..., Figures]] = {
 
 
 def figure(values: Sequence[float], goal: float | None = None) -> dict[str, float]:
-    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    found = spread(values)
     return {name: round(value, 4) for name, value in (found if goal is None else {**found, "goal": goal}).items()}
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.turns import seconds_of, spread
 from potluck.lm.config import PRESETS, ModelConfig
 from potluck.lm.generate import SamplingParams, generate, generate_batch
 from potluck.lm.model import init_decoder
@@ -62,16 +61,6 @@ def llama_of(config: ModelConfig) -> Any:
     )
     model: Any = LlamaForCausalLM(shape)
     return model.eval()
-
-
-def seconds_of(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def main() -> None:

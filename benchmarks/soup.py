@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.turns import seconds_of, spread
 from potluck.lm.config import PRESETS, ModelConfig
 from potluck.lm.soup import Soup
 from potluck.lm.soup_config import SoupConfig
@@ -78,20 +77,10 @@ def training(preset: str, config: SoupConfig, batch: int) -> dict[str, Callable[
     return {"soup": lambda: soup.train_step(rows, None, mixtures), "dense": lambda: plain.train_step(rows)}
 
 
-def seconds_of(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
-
-
 def turns_of(ways: dict[str, Callable[[], object]], turns: int) -> list[dict[str, float]]:
     for way in ways.values():
         way()
     return [{name: seconds_of(way) for name, way in ways.items()} for _ in range(turns)]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def show(name: str, figure: dict[str, float]) -> None:

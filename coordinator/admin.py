@@ -37,11 +37,10 @@ from potluck.specs.choices import ChoicesSpec
 from potluck.specs.contest import ContestSpec
 from potluck.specs.crisp import CrispSpec
 from potluck.specs.instantiate import InstantiateSpec
-from potluck.specs.run import RunSpec, spec_from_json
+from potluck.specs.run import MAX_NAME, RunSpec, spec_from_json
 from potluck.telemetry import logger
 from potluck.v1 import admin_pb2, admin_pb2_grpc
 
-MAX_NAME = 64
 MAX_SPEC_BYTES = 256 << 10
 MAX_NAMED = 1000
 """Digests in one answer."""

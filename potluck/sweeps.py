@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from potluck.errors import SpecError, UsageError
-from potluck.specs.run import DEFAULT_METHOD, UNKNOWN_DIGEST, RunFile, RunSpec
+from potluck.specs.run import DEFAULT_METHOD, MAX_NAME, UNKNOWN_DIGEST, RunFile, RunSpec
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import DenseSpec, ExpertSpec, SmallTalkSpec
 
@@ -21,7 +21,6 @@ Value = int | float | str | bool
 
 MAX_CELLS = 256
 """Every cell is a run of its own, whose state the coordinator keeps."""
-MAX_NAME = 64
 RATE, BATCH, OPTIMIZER, SEED = "learning_rate", "batch", "optimizer", "seed"
 OPTIONS = {RATE: "--learning-rate", BATCH: "--batch", OPTIMIZER: "--optimizer"}
 SHORT = {RATE: "lr"}

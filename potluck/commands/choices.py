@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potluck.choices import items_text, read_items
+from potluck.commands.following import Launch, refusal_of, run_to_end
 from potluck.commands.home import Home, identity_of
 from potluck.commands.output import Output
 from potluck.commands.reports import report_of
 from potluck.commands.run import raise_unless_finished
 from potluck.commands.runs import published_slot
-from potluck.commands.soups import MAX_NAME, NATURAL, by_weights, find_soup
+from potluck.commands.soups import NATURAL, by_weights, find_soup
 from potluck.config import from_mapping
 from potluck.errors import CorpusError, Refused, UsageError
 from potluck.ids import NO_DIGEST, Digest, digest_bytes, short
@@ -23,7 +23,7 @@ from potluck.soup_names import PREFIX
 from potluck.specs.choices import ChoicesSpec, RoutedExperts
 from potluck.specs.contest import Contestant
 from potluck.specs.crisp import CrispSpec
-from potluck.specs.run import spec_from_json
+from potluck.specs.run import MAX_NAME, spec_from_json
 from potluck.specs.single import SingleSpec
 from potluck.specs.smalltalk import SmallTalkSpec
 from potluck.specs.soup import SoupSpec
@@ -51,16 +51,15 @@ def ask(
         UsageError: ``usage.no-models``, the run trains none; as `by_weights`.
         Refused: ``refused.not-published``.
     """
-    from potluck.live import watch
-
     digest = _send(home, file, output)
     spec = _spec(client, home, info, models, digest, output)
-    name = f"{info.name} {file.stem}"[:MAX_NAME]
-    answer = client.start_run(spec.to_json(), name=name, request_id=uuid.uuid4().hex)
-    ended = watch(client, home, answer.run, output)
-    _raise_refused_choices(ended, file)
+    launch = Launch(spec=spec, name=f"{info.name} {file.stem}"[:MAX_NAME])
+    ended, is_new = run_to_end(client, home, launch, output)
+    error_id, message = refusal_of(ended)
+    if error_id == "corpus.bad-choices":  # as if the file had been read with the tokenizer
+        raise CorpusError(error_id, f"{file.name}: {message}", "mend or remove these questions")
     raise_unless_finished(ended)
-    found = "answered before, found again" if answer.state == "already-finished" else "answered now"
+    found = "answered now" if is_new else "answered before, found again"
     output.note(f"{found}; run {short(ended.run)}")
     return report_of(client, home, ended)
 
@@ -163,10 +162,3 @@ def _mixture(home: Home, info: admin_pb2.RunInfo, spec: SmallTalkSpec) -> Routed
         experts=tuple(expert.weights for expert in experts),
         expert_model=spec.expert_model(),
     )
-
-
-def _raise_refused_choices(info: admin_pb2.RunInfo, file: Path) -> None:
-    """A run that ended because of the questions: its error, as if the file had been read with the tokenizer."""
-    error_id, bracket, message = info.reason.removeprefix("[").partition("] ")
-    if info.state == "failed" and bracket and error_id == "corpus.bad-choices":
-        raise CorpusError(error_id, f"{file.name}: {message}", "mend or remove these questions")

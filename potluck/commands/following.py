@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from potluck.commands.home import Home
 from potluck.commands.output import Output
 from potluck.live import ENDED
 
@@ -46,6 +47,21 @@ def start_all(client: AdminClient, runs: Mapping[str, Launch], *, retry: bool) -
             client.start_run(spec_json, name=launch.name, priority=launch.priority, request_id=request_id)
             now[run] = "started"
     return now
+
+
+def run_to_end(client: AdminClient, home: Home, launch: Launch, output: Output) -> tuple[admin_pb2.RunInfo, bool]:
+    """Starts one run, or finds it, and waits for its end; and whether it had not ended before this call."""
+    from potluck.live import watch
+
+    spec_json, request_id = launch.spec.to_json(), uuid.uuid4().hex
+    answer = client.start_run(spec_json, name=launch.name, priority=launch.priority, request_id=request_id)
+    return watch(client, home, answer.run, output), answer.state != "already-finished"
+
+
+def refusal_of(info: admin_pb2.RunInfo) -> tuple[str, str]:
+    """Error id and message of a run that failed by an error of ours; two empty texts for any other."""
+    error_id, bracket, message = info.reason.removeprefix("[").partition("] ")
+    return (error_id, message) if info.state == "failed" and bracket else ("", "")
 
 
 def tell_states(noun: str, states: Iterable[str], output: Output) -> None:

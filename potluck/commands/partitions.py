@@ -13,12 +13,11 @@ from potluck.errors import SpecError, UsageError
 from potluck.ids import NO_DIGEST
 from potluck.specfile import same_call, spec_text
 from potluck.specs.partition import PartitionSpec
-from potluck.specs.run import UNKNOWN_DIGEST, RunSpec
+from potluck.specs.run import MAX_NAME, UNKNOWN_DIGEST, RunSpec
 
 CLUSTERS, DIM = 64, 128
 ROWS_PER_CLUSTER = 8
 """With fewer, the default number of clusters is lowered."""
-MAX_NAME = 64
 
 
 def add_partition(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from potluck.commands.home import home_option, open_home
+from potluck.commands.machine import num_cores
 from potluck.commands.measure import measure
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
@@ -96,7 +97,7 @@ def size_run(
         raise UsageError("usage.file-exists", message, "name another file with --out, or add --force")
     out.parent.mkdir(parents=True, exist_ok=True)
     text = estimate(data, vocab_size=1024, output=output)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     with output.timed(f"timing steps on {cores} core(s)"):
         machine = Machine(cores=cores, nodes=nodes, rates=measure(cores))
     sized = choose(minutes, machine, train_tokens=int(text["train_tokens"]))

@@ -36,13 +36,12 @@ from potluck.ids import RunId, short
 from potluck.lab.cost import core_seconds
 from potluck.lab.study import FINISHED, Budget, Cell, Found, Study, run_file
 from potluck.sizing import HELD_OUT_SHARE, Rates, training_bytes
-from potluck.specs.run import UNKNOWN_DIGEST
+from potluck.specs.run import MAX_NAME, UNKNOWN_DIGEST
 
 if TYPE_CHECKING:
     from potluck.client import AdminClient
     from potluck.v1 import admin_pb2
 
-MAX_NAME = 64
 BYTES_PER_TOKEN = 3.0
 """Of a vocabulary of 1,024: for the estimate, before there is a tokenizer."""
 KEPT_STATES = ("finished", "failed")

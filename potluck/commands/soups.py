@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potluck.commands.following import Launch, refusal_of, run_to_end
 from potluck.commands.home import Home, identity_of
 from potluck.commands.output import Output
 from potluck.commands.run import raise_unless_finished
@@ -23,7 +23,7 @@ from potluck.lm.config import ModelConfig
 from potluck.lm.soup_config import SoupConfig
 from potluck.soup_names import PREFIX, SoupName, parse_soup_name
 from potluck.specs.instantiate import DomainWeight, InstantiateSpec, SoupSource
-from potluck.specs.run import spec_from_json
+from potluck.specs.run import MAX_NAME, spec_from_json
 from potluck.specs.soup import SoupSpec
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 BANK, NATURAL = "bank", "soup"
 """Slots of a soup run: the soup itself, and its model of the corpus."""
 MAX_LABEL = 60
-MAX_NAME = 64
-"""Characters of a run's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +171,6 @@ def _made(
     corpus: Digest = NO_DIGEST,
 ) -> Specialist:
     """Starts the run of this wish, or finds it, and waits for its end."""
-    from potluck.live import watch
-
     started = time.monotonic()
     spec = InstantiateSpec(
         method="instantiate",
@@ -186,23 +182,17 @@ def _made(
         soup=soup.source,
         weights=weights,
     )
-    answer = client.start_run(spec.to_json(), name=name[:MAX_NAME], request_id=uuid.uuid4().hex)
-    info = watch(client, home, answer.run, output)
-    _raise_refused_text(info)
+    info, is_new = run_to_end(client, home, Launch(spec=spec, name=name[:MAX_NAME]), output)
+    error_id, message = refusal_of(info)
+    if error_id.startswith("corpus."):  # as if the text had been read here
+        raise CorpusError(error_id, message, "give other text or more of it, or say --weights")
     raise_unless_finished(info)
     return Specialist(
         run=info.run,
-        is_new=answer.state != "already-finished",
+        is_new=is_new,
         seconds=time.monotonic() - started,
         report=_json_blob(home, Digest(info.report)),
     )
-
-
-def _raise_refused_text(info: admin_pb2.RunInfo) -> None:
-    """A run that ended because of the text: its error, as if the text had been read here."""
-    error_id, bracket, message = info.reason.removeprefix("[").partition("] ")
-    if info.state == "failed" and bracket and error_id.startswith("corpus."):
-        raise CorpusError(error_id, message, "give other text or more of it, or say --weights")
 
 
 def _json_blob(home: Home, digest: Digest) -> dict[str, Any]:

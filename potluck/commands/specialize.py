@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 import uuid
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potluck.commands.home import Home, admin_client, home_option, open_home
+from potluck.commands.machine import num_cores
 from potluck.commands.measure import measure
 from potluck.commands.options import add_common
 from potluck.commands.output import Output
@@ -133,7 +133,7 @@ def _written(args: argparse.Namespace, path: Path, name: str, nodes: int, output
 
 def _sized(wish: Wish, minutes: float, nodes: int, train_tokens: int, output: Output) -> tuple[CrispSpec, str]:
     """The spec that this machine should finish in so many minutes, and that in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     with output.timed(f"timing steps on {cores} core(s)"):
         machine = Machine(cores=cores, nodes=nodes, rates=measure(cores))
     sized = choose(minutes, machine, wish, train_tokens=train_tokens)

@@ -47,6 +47,8 @@ METHODS: Mapping[str, SpecClass] = {
 }
 DEFAULT_METHOD = "smalltalk"
 UNKNOWN_DIGEST = Digest("0" * 64)
+MAX_NAME = 64
+"""Characters of a run's name."""
 
 
 def method_of(body: Mapping[str, Any]) -> SpecClass:
@@ -116,7 +118,7 @@ def parse_run_file(raw: Mapping[str, Any]) -> RunFile:
     name = body.pop("name", "run")
     priority = body.pop("priority", 0)
     require(isinstance(data, str) and bool(data), "data", data, 'a folder or file of text, or "demo"')
-    require(isinstance(name, str) and 0 < len(name) <= 64, "name", name, "1 to 64 characters")
+    require(isinstance(name, str) and 0 < len(name) <= MAX_NAME, "name", name, f"1 to {MAX_NAME} characters")
     require(isinstance(priority, int), "priority", priority, "an integer")
     if method_of(body) is InstantiateSpec:
         fix = "`potluck soup RUN` makes a specialist of a soup"
