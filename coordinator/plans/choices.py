@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from coordinator.core.values import Failed, Figures, Finished, TaskResult
 from coordinator.plans.base import Results, Wanted, Wishes
-from coordinator.plans.held_out import bootstrap_params
+from coordinator.plans.held_out import bootstrap_params, inference_bytes, model_params
 from coordinator.plans.text import FIRST_RANK
-from potluck.config import to_mapping
 from potluck.ids import Digest, Json
 from potluck.lm.config import ModelConfig
-from potluck.lm.memory import predict_inference_bytes
 from potluck.specs.choices import MIXTURE, ChoicesSpec, RoutedExperts
 
 WHY = {
@@ -62,11 +60,11 @@ def _want_mixture(
     for number, weights in enumerate(mixture.routers):
         result = wishes.task(
             "score",
-            {"what": "prefixes", **_model_params(spec, mixture.router_model)},
+            {"what": "prefixes", **model_params(spec, mixture.router_model)},
             {"weights": weights, **prefixes},
             label=f"score the contexts with router {number}",
             rank=FIRST_RANK,
-            memory_bytes=_memory_bytes(spec, mixture.router_model),
+            memory_bytes=inference_bytes(spec, mixture.router_model),
         )
         if result is not None:
             columns[f"column-{number:03d}"] = result.blobs["column"]
@@ -90,11 +88,11 @@ def _want_scores(
 ) -> TaskResult | None:
     return wishes.task(
         "eval",
-        {"what": "choice_scores", **_model_params(spec, model), **params},
+        {"what": "choice_scores", **model_params(spec, model), **params},
         inputs,
         label=label,
         rank=FIRST_RANK,
-        memory_bytes=_memory_bytes(spec, model),
+        memory_bytes=inference_bytes(spec, model),
     )
 
 
@@ -130,11 +128,3 @@ def _refused(figures: Figures) -> Failed:
         listed.append(f"choice {choice} of question {item!r} {WHY[str(why)]}")
     more = f"; {figures['refused']} choices in all" if figures["refused"] != len(listed) else ""
     return Failed(error_id="corpus.bad-choices", message="; ".join(listed) + more)
-
-
-def _model_params(spec: ChoicesSpec, model: ModelConfig) -> dict[str, Json]:
-    return {"batch_size": spec.evaluation.batch_size, "dtype": spec.profile.dtype, "model": to_mapping(model)}
-
-
-def _memory_bytes(spec: ChoicesSpec, model: ModelConfig) -> int:
-    return predict_inference_bytes(model, batch_size=spec.evaluation.batch_size, sequence=spec.text.sequence_length)

@@ -70,24 +70,15 @@ def _prepare(spec: CrispSpec, corpus: CorpusFacts, text: Text, wishes: Wishes) -
     labelled = divider.label(domains, duplicates.blobs["excluded"]) if duplicates is not None else None
     if duplicates is None or placed is None or labelled is None:
         return "placing the target in the corpus"
-    labels, distances = placed
-    found = wishes.task(
-        "fit",
-        {
-            "what": "target_histogram",
-            "planned_tokens": spec.training.steps * spec.training.batch_size * spec.text.sequence_length,
-            "smoothing": spec.smoothing,
-            "weights": {each.name: each.weight for each in spec.target_weights},
-        },
-        {
-            "labels": labelled.labels,
-            "tokens_manifest": target.tokens,
-            **{name.replace("labels", "target"): digest for name, digest in labels.items()},
-            **distances,
-            **{f"corpus_{name}": digest for name, digest in domains.distances.items()},
-        },
-        label="histogram of the target",
-        rank=FIRST_RANK,
+    found = divider.histogram(
+        placed,
+        labelled.labels,
+        target.tokens,
+        "the target",
+        corpus_distances=domains.distances,
+        planned_tokens=spec.training.steps * spec.training.batch_size * spec.text.sequence_length,
+        smoothing=spec.smoothing,
+        weights={each.name: each.weight for each in spec.target_weights},
     )
     if found is None:
         return "counting the target's domains"

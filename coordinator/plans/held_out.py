@@ -140,12 +140,12 @@ class Examiner:
                 "what": "probe",
                 "rows": rows,
                 "key": derive(self.spec.seed, "probe"),
-                **_model_params(self.spec, training.recipe.model),
+                **model_params(self.spec, training.recipe.model),
             },
             {"weights": weights, "tokens_manifest": tokens},
             label=label,
             rank=PROBE_RANK,
-            memory_bytes=_memory_bytes(self.spec, training.recipe.model),
+            memory_bytes=inference_bytes(self.spec, training.recipe.model),
         )
 
 
@@ -163,11 +163,11 @@ def want_nll(
     """NLL of every row of a split. Runs that agree in text, evaluation and dtype ask for one and the same task."""
     return wishes.task(
         "eval",
-        {"what": "nll", "split": split, "prefix_length": spec.text.prefix_length, **_model_params(spec, model)},
+        {"what": "nll", "split": split, "prefix_length": spec.text.prefix_length, **model_params(spec, model)},
         {"weights": weights, "tokens_manifest": tokens},
         label=label,
         rank=rank,
-        memory_bytes=_memory_bytes(spec, model),
+        memory_bytes=inference_bytes(spec, model),
     )
 
 
@@ -179,11 +179,13 @@ def made_models(tokens: Digest, models: Mapping[str, tuple[Digest, ModelConfig]]
     return {"tokens": tokens, "models": listed}
 
 
-def _model_params(spec: CommonSpec, model: ModelConfig) -> dict[str, Json]:
+def model_params(spec: CommonSpec, model: ModelConfig) -> dict[str, Json]:
+    """What a task needs to run a model."""
     return {"batch_size": spec.evaluation.batch_size, "dtype": spec.profile.dtype, "model": to_mapping(model)}
 
 
-def _memory_bytes(spec: CommonSpec, model: ModelConfig) -> int:
+def inference_bytes(spec: CommonSpec, model: ModelConfig) -> int:
+    """Memory of a task that reads full rows with a model."""
     return predict_inference_bytes(model, batch_size=spec.evaluation.batch_size, sequence=spec.text.sequence_length)
 
 

@@ -13,12 +13,9 @@ from coordinator.plans.base import CorpusFacts, Results, Wanted, Wishes
 from coordinator.plans.held_out import made_models, want_nll
 from coordinator.plans.one_model import want_contest
 from coordinator.plans.partition import FIRST_RANK, Clusters, Divider, Domains
-from coordinator.plans.soup_models import NATURAL
+from coordinator.plans.soup_models import NATURAL, want_model
 from coordinator.plans.text import MIN_TEST_ROWS, Text, want_rows
-from potluck.config import to_mapping
 from potluck.ids import NO_DIGEST, Digest, Json
-from potluck.lm.memory import FLOAT_BYTES
-from potluck.lm.soup_memory import bank_parameters, coefficient_parameters
 from potluck.specs.instantiate import InstantiateSpec
 from potluck.specs.partition import PartitionSpec
 
@@ -44,7 +41,16 @@ def advance(spec: InstantiateSpec, corpus: CorpusFacts, results: Results) -> Wan
         return wishes.wanted(placed)
     if isinstance(placed, Failed):
         return wishes.wanted("stopped", outcome=placed)
-    made = _want_specialist(spec, wishes, placed.mixture)
+    made = want_model(
+        wishes,
+        spec.soup.model,
+        spec.soup.config,
+        weights=spec.soup.bank,
+        labels=spec.soup.labels,
+        mixture=placed.mixture,
+        label="make the specialist",
+        rank=FIRST_RANK,
+    )
     if made is None:
         return wishes.wanted("making the specialist")
     is_told = placed.text is not None and placed.text.test_rows >= MIN_TEST_ROWS
@@ -85,19 +91,14 @@ def _placed(spec: InstantiateSpec, corpus: CorpusFacts, wishes: Wishes) -> Place
     found = divider.place(domains, text.tokens, "train", text.train_rows, "the text's ")
     if found is None:
         return "placing the text in the domains"
-    labels, distances = found
-    told = wishes.task(
-        "fit",
-        # Nothing is trained on the mixture: how often its text would be read says nothing here.
-        {"what": "target_histogram", "planned_tokens": 0, "smoothing": 0.0, "weights": {}},
-        {
-            "labels": soup.labels,
-            "tokens_manifest": text.tokens,
-            **{name.replace("labels", "target"): digest for name, digest in labels.items()},
-            **distances,
-        },
-        label="histogram of the text",
-        rank=FIRST_RANK,
+    told = divider.histogram(
+        found,
+        soup.labels,
+        text.tokens,
+        "the text",
+        corpus_distances={},  # gone with the soup's own run; its labels say how far they reach
+        planned_tokens=0,  # nothing is trained on the mixture: how often its text would be read says nothing here
+        weights={},
     )
     if told is None:
         return "counting the text's domains"
@@ -105,19 +106,6 @@ def _placed(spec: InstantiateSpec, corpus: CorpusFacts, wishes: Wishes) -> Place
     if isinstance(unplaced, int | float) and unplaced >= 1:
         return _outside(told.figures)
     return Placed(mixture=told.blobs["mixture"], text=text, histogram=told.figures)
-
-
-def _want_specialist(spec: InstantiateSpec, wishes: Wishes, mixture: Digest) -> TaskResult | None:
-    soup = spec.soup
-    held = bank_parameters(soup.model, soup.config) + coefficient_parameters(soup.config)
-    return wishes.task(
-        "fit",
-        {"what": "instantiate", "model": to_mapping(soup.model), "soup": to_mapping(soup.config)},
-        {"weights": soup.bank, "labels": soup.labels, "mixture": mixture},
-        label="make the specialist",
-        rank=FIRST_RANK,
-        memory_bytes=FLOAT_BYTES * (2 * held + 3 * soup.model.num_parameters),
-    )
 
 
 def _want_contest(spec: InstantiateSpec, wishes: Wishes, text: Text, made: TaskResult) -> TaskResult | None:

@@ -107,6 +107,50 @@ class Divider:
         vectors = self.vectors(found.encoder_name, found.encoder, tokens, split, rows, what)
         return None if vectors is None else self._placed(found, vectors, what)
 
+    def histogram(
+        self,
+        placed: tuple[Mapping[str, Digest], Mapping[str, Digest]],
+        labels: Digest,
+        tokens: Digest,
+        what: str,
+        *,
+        corpus_distances: Mapping[str, Digest],
+        planned_tokens: int,
+        smoothing: float = 0.0,
+        weights: Mapping[str, float],
+    ) -> TaskResult | None:
+        """The mixture of placed train rows, with what it can bear.
+
+        Args:
+            placed: as `place` gave it.
+            labels: the manifest of the corpus' labels.
+            tokens: the manifest of the placed rows.
+            what: they are called.
+            corpus_distances: of the corpus' rows, by part; none where the labels tell how far these reach.
+            planned_tokens: that will be trained on the mixture.
+            smoothing: rows added to every domain.
+            weights: of sources; those without one count alike.
+        """
+        rows, distances = placed
+        return self.wishes.task(
+            "fit",
+            {
+                "what": "target_histogram",
+                "planned_tokens": planned_tokens,
+                "smoothing": smoothing,
+                "weights": dict(weights),
+            },
+            {
+                "labels": labels,
+                "tokens_manifest": tokens,
+                **{name.replace("labels", "target"): digest for name, digest in rows.items()},
+                **distances,
+                **{f"corpus_{name}": digest for name, digest in corpus_distances.items()},
+            },
+            label=f"histogram of {what}",
+            rank=FIRST_RANK,
+        )
+
     def label(self, domains: Domains, excluded: Digest = NO_DIGEST, *, with_reach: bool = False) -> Labelled | None:
         """All labels in one manifest, rows that are `excluded` left out.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from coordinator.core.values import TaskResult
+from coordinator.plans.base import Wishes
 from coordinator.plans.held_out import EVAL_RANK, Examiner, made_models
 from coordinator.plans.one_model import model_training
 from coordinator.plans.partition import Divider, Domains, Labelled
@@ -17,6 +18,8 @@ from potluck.config import to_mapping
 from potluck.ids import Digest, Json, canonical_json
 from potluck.lm.config import ModelConfig
 from potluck.lm.memory import FLOAT_BYTES
+from potluck.lm.soup_config import SoupConfig
+from potluck.lm.soup_memory import bank_parameters, coefficient_parameters
 from potluck.lm.soup_spread import Spread
 from potluck.recipe import Clustered, Mixtures, Segment
 from potluck.specs.soup import SoupSpec
@@ -133,14 +136,15 @@ class Models:
         """theta(h) of a checkpoint, a plain model's weights."""
         recipe = training.recipe
         assert recipe.soup is not None
-        held = self.bank.cost.bank_parameters + self.bank.cost.coefficient_parameters
-        return self.examiner.wishes.task(
-            "fit",
-            {"what": "instantiate", "model": to_mapping(recipe.model), "soup": to_mapping(recipe.soup)},
-            {"weights": weights, "labels": self.labelled.labels, "mixture": mixture},
+        return want_model(
+            self.examiner.wishes,
+            recipe.model,
+            recipe.soup,
+            weights=weights,
+            labels=self.labelled.labels,
+            mixture=mixture,
             label=label,
             rank=EVAL_RANK,
-            memory_bytes=FLOAT_BYTES * (2 * held + 3 * recipe.model.num_parameters),
         )
 
     def contestants(self, targets: SourceMixtures) -> dict[str, Json]:
@@ -220,3 +224,30 @@ class Models:
             bank=bank,
         )
         return training, data
+
+
+def want_model(
+    wishes: Wishes,
+    model: ModelConfig,
+    config: SoupConfig,
+    *,
+    weights: Digest,
+    labels: Digest,
+    mixture: Digest,
+    label: str,
+    rank: int,
+) -> TaskResult | None:
+    """theta(h) of a soup's weights. Equal mixtures of one soup are one task, whichever run asks.
+
+    Args:
+        labels: the manifest whose domains h is over.
+    """
+    held = bank_parameters(model, config) + coefficient_parameters(config)
+    return wishes.task(
+        "fit",
+        {"what": "instantiate", "model": to_mapping(model), "soup": to_mapping(config)},
+        {"weights": weights, "labels": labels, "mixture": mixture},
+        label=label,
+        rank=rank,
+        memory_bytes=FLOAT_BYTES * (2 * held + 3 * model.num_parameters),
+    )
