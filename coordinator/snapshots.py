@@ -145,7 +145,7 @@ class SnapshotTaker:
     async def _save(self, copy: DurableState, mark: Mark, began_ms: int, copy_ms: int) -> None:
         try:
             num_bytes = await asyncio.to_thread(self._folder.save, copy, mark)
-        except Exception as error:
+        except Exception as error:  # It would have been a shortcut: nobody's work ends for want of one.
             log.failure("snapshot-failed", error, rows=mark.rows)
         else:
             ms = self._now_ms() - began_ms

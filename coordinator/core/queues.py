@@ -20,11 +20,11 @@ from potluck.ids import NO_DIGEST, Digest, RunId
 if TYPE_CHECKING:
     from coordinator.core.state import DurableState, Lineage, Task
 
-K = TypeVar("K")
 WorkKey = tuple[bool, str]
 """Whether it is a lineage, and its id."""
 Place = int
 """The order in which a run came to want its works: ties break by it."""
+K = TypeVar("K", Place, tuple[float, Place])
 MAX_NARROW = 64
 """Tasks of a cohort that name a blob before they are told apart by group instead of one by one."""
 
@@ -352,17 +352,17 @@ class _Heap(Generic[K]):
 
     def add(self, key: K) -> None:
         self.live.add(key)
-        heappush(self.heap, key)  # type: ignore[type-var]
+        heappush(self.heap, key)
 
     def discard(self, key: K) -> None:
         self.live.discard(key)
         if len(self.heap) > 2 * len(self.live) + MAX_NARROW:
             self.heap = list(self.live)
-            heapify(self.heap)  # type: ignore[type-var]
+            heapify(self.heap)
 
     def first(self) -> K:
         while self.heap[0] not in self.live:
-            heappop(self.heap)  # type: ignore[type-var]
+            heappop(self.heap)
         return self.heap[0]
 
 
