@@ -239,6 +239,10 @@ class BlobClient:
         self._renew(transfer)
 
     def _handle_chunk(self, transfer: GetTransfer, chunk: wire.Chunk) -> None:
+        if transfer.shows_loss(chunk):
+            # Nothing that was asked behind the gap is of use: were it taken for progress, ever more would be asked.
+            self._renew(transfer)
+            return
         sound = transfer.accept(chunk)
         if sound:
             self._window.received(len(chunk.payload), self._heard_ms)

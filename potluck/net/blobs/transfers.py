@@ -124,6 +124,10 @@ class GetTransfer(Transfer):
         self._asked += length
         return wire.Get(transfer=self.number, digest=self.digest, offset=offset, length=length, plane=self.plane)
 
+    def shows_loss(self, chunk: wire.Chunk) -> bool:
+        """Whether one before it was lost: what was asked in order comes in order, on a connection and over several."""
+        return chunk.offset > self.offset
+
     def accept(self, chunk: wire.Chunk) -> bool:
         """Takes a chunk in; False if it is damaged. One that is not the next is passed over."""
         if chunk.offset != self.offset:
